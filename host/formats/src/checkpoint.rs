@@ -1,0 +1,231 @@
+//! One view over a model's configuration and weights, wherever they come from.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::gguf::llama::{self, HeadCounts};
+use crate::json::{MAX_CONFIG_BYTES, read_json};
+use crate::{FormatError, Gguf, Result, SafetensorsFile, TensorView, gguf};
+
+const CONFIG: &str = "config.json";
+const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// Most shards of one model; the largest released ones have a few hundred.
+const MAX_SHARDS: usize = 4096;
+
+/// Where a checkpoint came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A GGUF file.
+    Gguf,
+    /// A folder in the Hugging Face layout.
+    HuggingFace,
+}
+
+/// A model: `config.json` content and tensors under their Hugging Face names, in Hugging Face row order.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    config: Value,
+    names: Vec<String>,
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    Gguf { file: Box<Gguf>, heads: HeadCounts },
+    Folder { shards: Vec<SafetensorsFile>, owner: HashMap<String, usize> },
+}
+
+impl Checkpoint {
+    /// Opens a GGUF file, a Hugging Face folder, or a folder that holds exactly one GGUF file and no `config.json`.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let metadata = path.metadata().map_err(|source| FormatError::io("open", path, source))?;
+        if !metadata.is_dir() {
+            return Self::open_file(path);
+        }
+        if path.join(CONFIG).is_file() {
+            return Self::open_folder(path);
+        }
+        let entries = path.read_dir().map_err(|source| FormatError::io("list", path, source))?;
+        let mut ggufs: Vec<PathBuf> = entries
+            .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+            .filter(|file| file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")))
+            .collect();
+        match (ggufs.pop(), ggufs.len()) {
+            (Some(only), 0) => Self::open_file(&only),
+            (Some(_), _) => Err(FormatError::invalid(path, "the folder holds several GGUF files; name one of them")),
+            (None, _) => Err(FormatError::invalid(path, format!("the folder holds neither `{CONFIG}` nor a GGUF file"))),
+        }
+    }
+
+    fn open_file(path: &Path) -> Result<Self> {
+        let mut magic = [0; 4];
+        let mut file = File::open(path).map_err(|source| FormatError::io("open", path, source))?;
+        if file.read_exact(&mut magic).is_err() || magic != gguf::MAGIC {
+            let reason = format!("this is no GGUF file; give one, or the folder that holds `{CONFIG}`");
+            return Err(FormatError::invalid(path, reason));
+        }
+        Self::from_gguf(Gguf::open(path)?)
+    }
+
+    /// A model in a GGUF file that is already open, for example one embedded in a program.
+    pub fn from_gguf(file: Gguf) -> Result<Self> {
+        let path = file.path();
+        let architecture = file
+            .get_str("general.architecture")
+            .ok_or_else(|| FormatError::invalid(path, "metadata `general.architecture` is missing"))?;
+        if architecture != "llama" {
+            let reason = format!(
+                "GGUF architecture `{architecture}`; only `llama` is read from GGUF, use the model's Hugging Face folder"
+            );
+            return Err(FormatError::unsupported(path, reason));
+        }
+        let config = llama::config(&file)?;
+        let heads = HeadCounts::of(&config).expect("the synthesised configuration has head counts");
+        let names = file.tensors().iter().filter_map(|tensor| llama::hf_name(&tensor.name)).collect();
+        let path = path.to_owned();
+        Ok(Self { path, config, names, source: Source::Gguf { file: Box::new(file), heads } })
+    }
+
+    /// A folder with a `config.json` and perhaps no weights yet: what pretraining from scratch starts from.
+    pub fn open_config(folder: &Path) -> Result<Self> {
+        let config_path = folder.join(CONFIG);
+        let config = read_json(&config_path, MAX_CONFIG_BYTES)?;
+        if !config.is_object() {
+            return Err(FormatError::invalid(&config_path, "the configuration is not a JSON object"));
+        }
+        let source = Source::Folder { shards: Vec::new(), owner: HashMap::new() };
+        Ok(Self { path: folder.to_owned(), config, names: Vec::new(), source })
+    }
+
+    fn open_folder(folder: &Path) -> Result<Self> {
+        let config_path = folder.join(CONFIG);
+        let config = read_json(&config_path, MAX_CONFIG_BYTES)?;
+        if !config.is_object() {
+            return Err(FormatError::invalid(&config_path, "the configuration is not a JSON object"));
+        }
+        let (single, index) = (folder.join(WEIGHTS), folder.join(INDEX));
+        let mut owner = HashMap::new();
+        let mut names = Vec::new();
+        let mut shards = Vec::new();
+        if single.is_file() {
+            shards.push(SafetensorsFile::open(&single)?);
+            names = shards[0].names();
+            owner.extend(names.iter().map(|name| (name.clone(), 0)));
+        } else if index.is_file() {
+            let map = read_json(&index, MAX_CONFIG_BYTES)?;
+            let map = map["weight_map"]
+                .as_object()
+                .ok_or_else(|| FormatError::invalid(&index, "`weight_map` is missing or not an object"))?;
+            let mut files: HashMap<&str, usize> = HashMap::new();
+            for (name, file) in map {
+                let file = shard_name(&index, name, file)?;
+                let shard = match files.get(file) {
+                    Some(&shard) => shard,
+                    None if shards.len() == MAX_SHARDS => {
+                        return Err(FormatError::invalid(&index, format!("more than {MAX_SHARDS} shards")));
+                    }
+                    None => {
+                        shards.push(SafetensorsFile::open(&folder.join(file))?);
+                        files.insert(file, shards.len() - 1);
+                        shards.len() - 1
+                    }
+                };
+                if !shards[shard].contains(name) {
+                    return Err(FormatError::missing(shards[shard].path(), name));
+                }
+                owner.insert(name.clone(), shard);
+                names.push(name.clone());
+            }
+        } else {
+            let pickled = folder.join("pytorch_model.bin").exists();
+            let hint = if pickled { "; convert `pytorch_model.bin`, pickled weights are not read" } else { "" };
+            return Err(FormatError::invalid(folder, format!("neither `{WEIGHTS}` nor `{INDEX}` exists{hint}")));
+        }
+        Ok(Self { path: folder.to_owned(), config, names, source: Source::Folder { shards, owner } })
+    }
+
+    /// The file or folder that was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// GGUF or Hugging Face.
+    pub fn kind(&self) -> Kind {
+        match self.source {
+            Source::Gguf { .. } => Kind::Gguf,
+            Source::Folder { .. } => Kind::HuggingFace,
+        }
+    }
+
+    /// `config.json`, or what a GGUF file's metadata says in the same spelling.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// The GGUF file, for its vocabulary and chat template.
+    pub fn gguf(&self) -> Option<&Gguf> {
+        match &self.source {
+            Source::Gguf { file, .. } => Some(file),
+            Source::Folder { .. } => None,
+        }
+    }
+
+    /// Bytes of all weight files.
+    pub fn total_bytes(&self) -> usize {
+        match &self.source {
+            Source::Gguf { file, .. } => file.total_bytes(),
+            Source::Folder { shards, .. } => shards.iter().map(SafetensorsFile::total_bytes).sum(),
+        }
+    }
+
+    /// Tensor names in file order. Tied embeddings have no `lm_head.weight`.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// Whether there is a tensor of that name.
+    pub fn contains(&self, name: &str) -> bool {
+        match &self.source {
+            Source::Gguf { file, .. } => llama::gguf_name(name).is_some_and(|name| file.tensor(&name).is_some()),
+            Source::Folder { owner, .. } => owner.contains_key(name),
+        }
+    }
+
+    /// A tensor by its Hugging Face name, `[out, in]`.
+    pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
+        match &self.source {
+            Source::Folder { shards, owner } => {
+                let shard = owner.get(name).ok_or_else(|| FormatError::missing(&self.path, name))?;
+                shards[*shard].tensor(name)
+            }
+            Source::Gguf { file, heads } => {
+                let info = llama::gguf_name(name)
+                    .and_then(|name| file.tensor(&name))
+                    .ok_or_else(|| FormatError::missing(&self.path, name))?;
+                let format = info.kind.format().ok_or_else(|| {
+                    let reason =
+                        format!("tensor `{name}` has type {}; F32, F16, BF16, Q8_0, Q4_0 and Q4_1 are read", info.kind.name);
+                    FormatError::unsupported(&self.path, reason)
+                })?;
+                let shape = info.shape();
+                let data: Cow<'_, [u8]> = heads.unpermute(&self.path, name, shape[0], file.bytes(info))?;
+                Ok(TensorView { format, shape, data })
+            }
+        }
+    }
+}
+
+/// A shard's file name, which must not lead out of the model's folder.
+fn shard_name<'a>(index: &Path, tensor: &str, file: &'a Value) -> Result<&'a str> {
+    file.as_str()
+        .filter(|file| !file.is_empty() && *file != ".." && !file.contains(['/', '\\', '\0']))
+        .ok_or_else(|| FormatError::invalid(index, format!("tensor `{tensor}` names no file of this folder: {file}")))
+}

@@ -1,0 +1,247 @@
+//! Safetensors files, mapped for reading and replaced atomically on writing.
+//!
+//! The header is parsed and checked by the `safetensors` crate: tensors must tile the data section without holes or
+//! overlaps. The sum of header and data lengths is checked here, in checked arithmetic.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::{Dtype, Metadata, View};
+
+use crate::mapped::FileBytes;
+use crate::{Format, FormatError, NamedTensor, Result, TensorView, atomic};
+
+/// Largest header that is parsed, the limit of the reference implementation.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// Bytes of the header length in front of the header.
+const LENGTH_BYTES: usize = 8;
+
+/// An open safetensors file.
+#[derive(Debug)]
+pub struct SafetensorsFile {
+    path: PathBuf,
+    bytes: FileBytes,
+    metadata: Metadata,
+    /// Where the data section starts.
+    data: usize,
+}
+
+impl SafetensorsFile {
+    /// Maps and checks a file.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::parse(path, FileBytes::open(path)?)
+    }
+
+    /// Checks bytes that are not in a file; `label` stands for the path in errors.
+    pub fn from_bytes(label: &Path, bytes: Vec<u8>) -> Result<Self> {
+        Self::parse(label, FileBytes::Owned(bytes))
+    }
+
+    fn parse(path: &Path, bytes: FileBytes) -> Result<Self> {
+        let corrupt = |offset: usize, reason: String| FormatError::corrupt(path, offset, reason);
+        let length: [u8; LENGTH_BYTES] = bytes
+            .get(..LENGTH_BYTES)
+            .and_then(|prefix| prefix.try_into().ok())
+            .ok_or_else(|| corrupt(0, format!("{} bytes are too few for a safetensors file", bytes.len())))?;
+        let length = u64::from_le_bytes(length);
+        if length > MAX_HEADER_BYTES {
+            return Err(corrupt(0, format!("header length {length} is over the limit of {MAX_HEADER_BYTES}")));
+        }
+        let data = LENGTH_BYTES + length as usize;
+        let header = bytes
+            .get(LENGTH_BYTES..data)
+            .ok_or_else(|| corrupt(0, format!("header of {length} bytes in a file of {}", bytes.len())))?;
+        let metadata: Metadata = serde_json::from_slice(header)
+            .map_err(|error| corrupt(LENGTH_BYTES, format!("the header does not describe tensors: {error}")))?;
+        if data.checked_add(metadata.data_len()) != Some(bytes.len()) {
+            let reason = format!(
+                "tensors take {} bytes but {} follow the header; the file is cut off or has something appended",
+                metadata.data_len(),
+                bytes.len() - data
+            );
+            return Err(corrupt(data, reason));
+        }
+        Ok(Self { path: path.to_owned(), bytes, metadata, data })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Size of the file in bytes.
+    pub fn total_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Free-form metadata of the header, sorted by key.
+    pub fn metadata(&self) -> BTreeMap<String, String> {
+        self.metadata.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect()
+    }
+
+    /// Tensor names in the order of their data.
+    pub fn names(&self) -> Vec<String> {
+        self.metadata.offset_keys()
+    }
+
+    /// Whether there is a tensor of that name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.metadata.info(name).is_some()
+    }
+
+    /// A tensor of one of the formats that this program computes with.
+    pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
+        let info = self.metadata.info(name).ok_or_else(|| FormatError::missing(&self.path, name))?;
+        let format = match info.dtype {
+            Dtype::F32 => Format::F32,
+            Dtype::F16 => Format::F16,
+            Dtype::BF16 => Format::BF16,
+            other => {
+                let reason = format!("tensor `{name}` has type {other:?}; only F32, F16 and BF16 are read");
+                return Err(FormatError::unsupported(&self.path, reason));
+            }
+        };
+        let (start, end) = info.data_offsets;
+        let data = &self.bytes[self.data + start..self.data + end];
+        Ok(TensorView { format, shape: info.shape.clone(), data: Cow::Borrowed(data) })
+    }
+}
+
+/// Hands one of our tensors to the reference implementation.
+struct Stored<'a>(&'a TensorView<'a>, Dtype);
+
+impl View for Stored<'_> {
+    fn dtype(&self) -> Dtype {
+        self.1
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.0.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.0.data)
+    }
+
+    fn data_len(&self) -> usize {
+        self.0.data.len()
+    }
+}
+
+/// Writes tensors and metadata, replacing `path` only once everything is on disk.
+///
+/// The order within the file is the reference implementation's (by alignment, then name), so equal content gives
+/// equal bytes as long as `metadata` has at most one entry.
+pub fn write_safetensors(path: &Path, tensors: &[NamedTensor<'_>], metadata: &BTreeMap<String, String>) -> Result<()> {
+    let mut seen = HashSet::new();
+    let mut stored = Vec::with_capacity(tensors.len());
+    for tensor in tensors {
+        let (name, view) = (&tensor.name, &tensor.view);
+        let dtype = match view.format {
+            Format::F32 => Dtype::F32,
+            Format::F16 => Dtype::F16,
+            Format::BF16 => Dtype::BF16,
+            other => {
+                let reason = format!("tensor `{name}` is {other}, which safetensors cannot hold; write GGUF instead");
+                return Err(FormatError::refused(path, reason));
+            }
+        };
+        if name == "__metadata__" || !seen.insert(name.as_str()) {
+            return Err(FormatError::refused(path, format!("tensor name `{name}` is reserved or appears twice")));
+        }
+        if view.format.bytes(&view.shape) != Some(view.data.len()) {
+            let reason = format!("tensor `{name}` of shape {:?} in {} has {} bytes", view.shape, view.format, view.data.len());
+            return Err(FormatError::refused(path, reason));
+        }
+        stored.push((name.as_str(), Stored(view, dtype)));
+    }
+    let metadata = (!metadata.is_empty())
+        .then(|| metadata.iter().map(|(key, value)| (key.clone(), value.clone())).collect::<HashMap<_, _>>());
+    atomic::replace(path, |temporary| {
+        safetensors::serialize_to_file(stored, metadata, temporary).map_err(|error| match error {
+            safetensors::SafeTensorError::IoError(source) => FormatError::io("write", path, source),
+            other => FormatError::refused(path, other.to_string()),
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(header: &str, data: &[u8]) -> Vec<u8> {
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.extend(data);
+        bytes
+    }
+
+    #[test]
+    fn round_trip_keeps_tensors_and_metadata() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let tensors = [
+            NamedTensor::from_f32("b", vec![2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, f32::NAN]),
+            NamedTensor::from_f32("a", vec![0, 3], &[]),
+        ];
+        let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+        write_safetensors(&path, &tensors, &metadata).unwrap();
+        let read = SafetensorsFile::open(&path).unwrap();
+        assert_eq!(read.metadata(), metadata);
+        assert_eq!(read.tensor("b").unwrap().data, tensors[0].view.data);
+        assert_eq!(read.tensor("a").unwrap().shape, [0, 3]);
+        assert!(matches!(read.tensor("c"), Err(FormatError::MissingTensor { .. })));
+    }
+
+    #[test]
+    fn every_truncation_of_a_file_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let tensors = [NamedTensor::from_f32("w", vec![2, 2], &[1.0, 2.0, 3.0, 4.0])];
+        write_safetensors(&path, &tensors, &BTreeMap::new()).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        for cut in 0..whole.len() {
+            assert!(SafetensorsFile::from_bytes(&path, whole[..cut].to_vec()).is_err(), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn hostile_headers_are_refused() {
+        let huge = format!(r#"{{"a":{{"dtype":"U8","shape":[{}],"data_offsets":[0,8]}}}}"#, u64::MAX);
+        // Eight tensors whose sizes each pass but add up to 2^64 - 1.
+        let mut wrapping = String::from("{");
+        for i in 0..8u64 {
+            let size = (1u64 << 61) - 1;
+            let (start, end) = (i * size, (i + 1) * size);
+            wrapping += &format!(r#""t{i}":{{"dtype":"U8","shape":[{size}],"data_offsets":[{start},{end}]}},"#);
+        }
+        wrapping += &format!(r#""u":{{"dtype":"U8","shape":[7],"data_offsets":[{},{}]}}}}"#, u64::MAX - 7, u64::MAX);
+        let cases: [(&str, Vec<u8>); 9] = [
+            ("empty", vec![]),
+            ("huge header", u64::MAX.to_le_bytes().to_vec()),
+            ("header past end", 1000u64.to_le_bytes().to_vec()),
+            ("not JSON", file("{", &[])),
+            ("deep", file(&"[".repeat(100_000), &[])),
+            ("overflowing shape", file(&huge, &[0; 8])),
+            ("wrapping offsets", file(&wrapping, &[])),
+            ("hole", file(r#"{"a":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}}"#, &[0; 4])),
+            ("backwards", file(r#"{"a":{"dtype":"U8","shape":[2],"data_offsets":[4,2]}}"#, &[0; 4])),
+        ];
+        for (name, bytes) in cases {
+            let error = SafetensorsFile::from_bytes(Path::new("evil"), bytes).expect_err(name);
+            assert!(error.to_string().contains("evil"), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn quantized_tensors_are_refused_before_the_old_file_is_touched() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.safetensors");
+        std::fs::write(&path, "precious").unwrap();
+        let view = TensorView { format: Format::Q8_0, shape: vec![32], data: vec![0; 34].into() };
+        let error = write_safetensors(&path, &[NamedTensor { name: "w".into(), view }], &BTreeMap::new()).unwrap_err();
+        assert!(error.to_string().contains("Q8_0"));
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    }
+}

@@ -1,0 +1,5 @@
+//! Model files end to end: round trips, hostile input, and the real SmolLM2 file where it was fetched.
+
+mod checkpoint;
+mod evil_gguf;
+mod real_model;

@@ -1,0 +1,53 @@
+//! The SmolLM2-135M file, where `.assets` holds it.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use swift_formats::{Checkpoint, Format};
+
+fn smollm2() -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.assets/SmolLM2-135M-Instruct.Q4_1.gguf");
+    if !path.is_file() {
+        eprintln!("skipped: `{}` was not fetched", path.display());
+        return None;
+    }
+    Some(path)
+}
+
+#[test]
+fn smollm2_opens_as_a_llama() {
+    let Some(path) = smollm2() else { return };
+    let model = Checkpoint::open(path).unwrap();
+    let config = model.config();
+    for (key, value) in [
+        ("model_type", json!("llama")),
+        ("hidden_size", json!(576)),
+        ("intermediate_size", json!(1536)),
+        ("num_hidden_layers", json!(30)),
+        ("num_attention_heads", json!(9)),
+        ("num_key_value_heads", json!(3)),
+        ("head_dim", json!(64)),
+        ("rms_norm_eps", json!(1e-5)),
+        ("rope_theta", json!(100000.0)),
+        ("vocab_size", json!(49152)),
+        ("max_position_embeddings", json!(8192)),
+        ("tie_word_embeddings", json!(true)),
+        ("bos_token_id", json!(1)),
+        ("eos_token_id", json!(2)),
+    ] {
+        assert_eq!(config[key], value, "{key}");
+    }
+    assert_eq!(model.names().len(), 272);
+    let elements: usize = model.names().iter().map(|name| model.tensor(name).unwrap().elements()).sum();
+    assert_eq!(elements, 134_515_008);
+    let embedding = model.tensor("model.embed_tokens.weight").unwrap();
+    assert_eq!((embedding.format, embedding.shape.as_slice()), (Format::Q8_0, &[49152, 576][..]));
+    let query = model.tensor("model.layers.0.self_attn.q_proj.weight").unwrap();
+    assert_eq!(query.format, Format::Q4_1);
+    let raw = model.gguf().unwrap();
+    let stored = raw.bytes(raw.tensor("blk.0.attn_q.weight").unwrap());
+    let row = 576 / 32 * 20;
+    // Second head, Hugging Face row 33 = 1·d/2 + 1, is stored as row 2·1 + 1.
+    assert_eq!(query.data[(64 + 33) * row..(64 + 34) * row], stored[(64 + 3) * row..(64 + 4) * row]);
+    assert!(query.to_f32().iter().all(|value| value.is_finite()));
+}

@@ -1,0 +1,9 @@
+//! Rewrites of several nodes into one with a kernel of its own, one file per pattern. None changes a value beyond rounding.
+
+mod dora_norm;
+mod epilogue;
+mod swiglu;
+
+pub use dora_norm::dora_norm;
+pub use epilogue::epilogue;
+pub use swiglu::swiglu;

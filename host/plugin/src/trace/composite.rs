@@ -1,0 +1,177 @@
+//! Composites: ops that become more than one node, or need the session's own inputs.
+
+use swift_graph::op::{self, AttentionSpec, BinaryOp, ReduceOp, RopeLayout, UnaryOp};
+use swift_graph::{DType, Dim, Float, NodeId, Shape, SymbolId, Type};
+use wasmtime::component::Resource;
+
+use super::{Fault, Trace, Traced};
+use crate::bindings::tensor::graph::{AttnSpec, KvCache, Param, RopeLayout as WitRopeLayout, RopeSpec, Value};
+use crate::bindings::tensor::types::{Attr, AttrValue, ErrorCode};
+
+/// `s32[n]`, the type of ids, positions and segments.
+pub(super) fn per_token() -> Type {
+    Type::new(DType::S32, vec![Dim::symbol(SymbolId::TOKENS)])
+}
+
+pub(super) fn positive(op: &str, what: &str, value: f32) -> Traced<()> {
+    if value.is_finite() && value > 0.0 {
+        Ok(())
+    } else {
+        Err(Fault::new(ErrorCode::BadConfig, format!("{op}: {what} is {value}, but must be positive and finite")))
+    }
+}
+
+/// `x·Wᵀ + b`; also the nodes of x, weight and bias, for sites.
+pub(super) fn linear(
+    trace: &mut Trace,
+    w: &Resource<Param>,
+    bias: Option<&Resource<Param>>,
+    x: &Resource<Value>,
+) -> Traced<(NodeId, NodeId, NodeId, Option<NodeId>)> {
+    let x = trace.node(x)?;
+    let w = trace.param_node(w)?;
+    let bias = bias.map(|b| trace.param_node(b)).transpose()?;
+    let mut inputs = vec![x, w];
+    inputs.extend(bias);
+    let node = trace.graph.push(op::Linear { alpha: Float(1.0), bias: bias.is_some(), addend: false }, &inputs)?;
+    Ok((node, x, w, bias))
+}
+
+/// Softmax over any axis: other axes than the last are brought there and back.
+pub(super) fn softmax(trace: &mut Trace, x: NodeId, axis: usize) -> Traced<Resource<Value>> {
+    let rank = trace.graph.ty(x).shape.rank();
+    if axis + 1 == rank {
+        return trace.push(op::Softmax, &[x]);
+    }
+    // Exchanging two axes is its own inverse.
+    let mut axes: Vec<usize> = (0..rank).collect();
+    axes.swap(axis, rank - 1);
+    let turned = trace.graph.push(op::Permute { axes: axes.clone() }, &[x])?;
+    let soft = trace.graph.push(op::Softmax, &[turned])?;
+    trace.push(op::Permute { axes }, &[soft])
+}
+
+/// Layer norm (Ba et al. 2016) from primitives: `(x - mean) / sqrt(var + eps) · w + b` over the last axis.
+pub(super) fn layer_norm(
+    trace: &mut Trace,
+    x: &Resource<Value>,
+    w: Option<&Resource<Param>>,
+    bias: Option<&Resource<Param>>,
+    eps: f32,
+) -> Traced<Resource<Value>> {
+    positive("layer-norm", "eps", eps)?;
+    let x = trace.node(x)?;
+    let w = w.map(|w| trace.param_node(w)).transpose()?;
+    let bias = bias.map(|b| trace.param_node(b)).transpose()?;
+    let g = &mut trace.graph;
+    let ty = g.ty(x).clone();
+    let Some(d) = ty.shape.last().cloned() else {
+        return Err(Fault::new(ErrorCode::BadShape, "layer-norm: needs an axis"));
+    };
+    for (name, node) in [("weight", w), ("bias", bias)] {
+        if let Some(node) = node.filter(|&n| g.ty(n).shape.dims() != std::slice::from_ref(&d)) {
+            return Err(Fault::new(ErrorCode::BadShape, format!("layer-norm: the {name} must be [{d}]; got {}", g.ty(node))));
+        }
+    }
+    let axis = ty.shape.rank() - 1;
+    let mean = g.reduce(ReduceOp::Mean, x, &[axis], true)?;
+    let centred = g.sub(x, mean)?;
+    let square = g.mul(centred, centred)?;
+    let variance = g.reduce(ReduceOp::Mean, square, &[axis], true)?;
+    let eps = g.scalar(f64::from(eps), ty.dtype)?;
+    let variance = g.add(variance, eps)?;
+    let inverse = g.unary(UnaryOp::Rsqrt, variance)?;
+    let mut y = g.mul(centred, inverse)?;
+    for (node, f) in [(w, BinaryOp::Mul), (bias, BinaryOp::Add)] {
+        if let Some(node) = node {
+            let mut read = g.push(op::Read, &[node])?;
+            if ty.dtype != DType::F32 {
+                read = g.push(op::Cast(ty.dtype), &[read])?;
+            }
+            y = g.binary(f, y, read)?;
+        }
+    }
+    Ok(trace.value(y))
+}
+
+pub(super) fn rope(spec: &RopeSpec) -> Traced<op::Rope> {
+    if !spec.sections.is_empty() {
+        return Err(Fault::unsupported("rope with sections"));
+    }
+    positive("rope", "attn-scale", spec.attn_scale)?;
+    if spec.inv_freq.is_empty() || spec.inv_freq.iter().any(|f| !f.is_finite()) {
+        return Err(Fault::new(ErrorCode::BadConfig, "rope: inv-freq must be a list of finite numbers, one per pair"));
+    }
+    Ok(op::Rope {
+        inv_freq: spec.inv_freq.iter().map(|&f| Float::from(f)).collect(),
+        layout: match spec.layout {
+            WitRopeLayout::Halves => RopeLayout::Halves,
+            WitRopeLayout::Interleaved => RopeLayout::Interleaved,
+        },
+        attn_scale: spec.attn_scale.into(),
+        inverse: false,
+    })
+}
+
+/// Arguments of `attention`.
+pub(super) struct Attend {
+    pub(super) q: Resource<Value>,
+    pub(super) k: Resource<Value>,
+    pub(super) v: Resource<Value>,
+    pub(super) spec: AttnSpec,
+    pub(super) cache: Option<Resource<KvCache>>,
+}
+
+/// Attention over the session's segments, or over a cache at the session's slots and positions.
+pub(super) fn attention(trace: &mut Trace, a: &Attend) -> Traced<Resource<Value>> {
+    let mask = &a.spec.mask;
+    for (present, what) in [
+        (mask.chunk.is_some(), "attention with a chunk mask"),
+        (mask.sinks > 0, "attention with sinks"),
+        (!mask.by_segment, "attention across segments"),
+        (a.spec.dropout != 0.0, "attention with dropout"),
+    ] {
+        if present {
+            return Err(Fault::unsupported(what));
+        }
+    }
+    let spec = AttentionSpec {
+        scale: a.spec.scale.into(),
+        softcap: a.spec.softcap.map(Float::from),
+        causal: mask.causal,
+        window: mask.window,
+    };
+    let (q, k, v) = (trace.node(&a.q)?, trace.node(&a.k)?, trace.node(&a.v)?);
+    // In cached modes `segments` holds the cache slot of each token.
+    let segments = trace.graph.input("segments", per_token())?;
+    match &a.cache {
+        None => trace.push(op::Attention { spec }, &[q, k, v, segments]),
+        Some(cache) => {
+            let (k_cache, v_cache) = trace.cache(cache)?;
+            let positions = trace.graph.input("positions", per_token())?;
+            trace.push(op::CachedAttention { spec, k_cache, v_cache }, &[q, k, v, segments, positions])
+        }
+    }
+}
+
+/// Dropout keyed by the run's `rng` input; the identity outside training.
+pub(super) fn dropout(trace: &mut Trace, inputs: &[Resource<Value>], attrs: &[Attr]) -> Traced<Resource<Value>> {
+    let [x] = inputs else {
+        return Err(Fault::new(ErrorCode::BadShape, format!("dropout: takes one value; got {}", inputs.len())));
+    };
+    let rate = match attrs {
+        [Attr { key, val: AttrValue::Float(rate) }] if key == "rate" => *rate,
+        _ => return Err(Fault::new(ErrorCode::BadConfig, "dropout: takes exactly the attribute rate: float")),
+    };
+    let x = trace.node(x)?;
+    if !(0.0..1.0).contains(&rate) {
+        return Err(Fault::new(ErrorCode::BadConfig, format!("dropout: rate is {rate}, but must be in 0..1")));
+    }
+    if !trace.training || rate == 0.0 {
+        return Ok(trace.value(x));
+    }
+    let key = trace.graph.input("rng", Type::new(DType::S32, Shape::fixed(&[2])))?;
+    let stream = trace.dropouts;
+    trace.dropouts += 1;
+    trace.push(op::Dropout { rate: Float(rate), stream }, &[x, key])
+}

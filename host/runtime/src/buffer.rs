@@ -1,0 +1,99 @@
+//! Owned, zeroed, 64-byte aligned memory: the arena, trainable weights and states.
+//!
+//! Zeroed pages come from the system lazily, so a KV cache or an arena costs physical memory only where it is touched.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::ptr::NonNull;
+
+use crate::{Error, Result};
+
+/// A cache line, and the widest vector register.
+const ALIGN: usize = 64;
+
+/// Zero-initialised memory of fixed size.
+pub(crate) struct Buffer {
+    data: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: a buffer owns its memory; access follows the borrow of the buffer.
+unsafe impl Send for Buffer {}
+// SAFETY: as above.
+unsafe impl Sync for Buffer {}
+
+impl Buffer {
+    /// `bytes` zero bytes, rounded up to whole elements of four.
+    ///
+    /// # Errors
+    /// When the system has no memory of this size; `what` goes into the message.
+    pub(crate) fn zeroed(bytes: usize, what: &'static str) -> Result<Buffer> {
+        let failed = || Error::Memory { what, bytes };
+        let bytes = bytes.checked_next_multiple_of(4).ok_or_else(failed)?;
+        if bytes == 0 {
+            return Ok(Buffer { data: NonNull::<Line>::dangling().cast(), bytes });
+        }
+        let layout = Layout::from_size_align(bytes, ALIGN).map_err(|_| failed())?;
+        // SAFETY: the layout's size is not zero.
+        let data = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(failed)?;
+        Ok(Buffer { data, bytes })
+    }
+
+    /// A copy of `values`.
+    ///
+    /// # Errors
+    /// As [`Buffer::zeroed`].
+    pub(crate) fn of(values: &[f32], what: &'static str) -> Result<Buffer> {
+        let mut buffer = Buffer::zeroed(size_of_val(values), what)?;
+        buffer.floats_mut().copy_from_slice(values);
+        Ok(buffer)
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn as_ptr(&self) -> *const u8 {
+        self.data.as_ptr()
+    }
+
+    pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.data.as_ptr()
+    }
+
+    pub(crate) fn floats(&self) -> &[f32] {
+        // SAFETY: initialised, aligned and owned; every bit pattern is a float.
+        unsafe { std::slice::from_raw_parts(self.data.as_ptr().cast(), self.bytes / 4) }
+    }
+
+    pub(crate) fn floats_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as above, and borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.data.as_ptr().cast(), self.bytes / 4) }
+    }
+}
+
+/// Gives the dangling pointer of an empty buffer its alignment.
+#[repr(align(64))]
+struct Line;
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            // SAFETY: allocated with this size and alignment, which were valid then.
+            unsafe { dealloc(self.data.as_ptr(), Layout::from_size_align_unchecked(self.bytes, ALIGN)) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn aligned_zeroed_and_bounded() {
+        let mut buffer = Buffer::zeroed(10, "a test").unwrap();
+        assert_eq!((buffer.bytes(), buffer.as_ptr() as usize % ALIGN), (12, 0));
+        assert_eq!(buffer.floats_mut(), [0.0; 3]);
+        assert!(Buffer::zeroed(0, "a test").unwrap().floats().is_empty());
+        assert!(matches!(Buffer::zeroed(usize::MAX - 8, "a test"), Err(Error::Memory { .. })));
+    }
+}

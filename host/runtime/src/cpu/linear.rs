@@ -1,0 +1,94 @@
+//! Products with a weight, in its storage format where it is a parameter. An addend is the output's old value: it is already there
+//! when the planner put both in one place.
+
+use swift_graph::op::{Linear as LinearOp, LinearDw, LinearDx};
+use swift_kernels::gemm::{MatRef, gemm};
+use swift_kernels::linear;
+
+use super::Kernel;
+use super::identity::copy;
+use super::memory::{Memory, Ref, WeightRef};
+use super::prepare::Prepare;
+use crate::Result;
+
+/// `out = alpha x Wᵀ + bias + addend`, or with `backward` `out = alpha x W + addend`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Linear {
+    backward: bool,
+    m: usize,
+    alpha: f32,
+    x: Ref,
+    weight: WeightRef,
+    bias: Option<Ref>,
+    addend: Option<Ref>,
+    out: Ref,
+}
+
+impl Linear {
+    pub(super) fn run(&self, m: &Memory<'_>) -> Result<()> {
+        let mut beta = 0.0;
+        if let Some(addend) = self.addend {
+            if !m.same(addend, self.out) {
+                copy(m, addend, self.out);
+            }
+            beta = 1.0;
+        }
+        let (weight, x, out) = (m.weight(&self.weight), m.f32(self.x), m.f32_mut(self.out));
+        if self.backward {
+            linear::linear_dx(m.pool, self.m, self.alpha, x, &weight, out, beta);
+        } else {
+            linear::linear(m.pool, self.m, self.alpha, x, &weight, self.bias.map(|b| m.f32(b)), out, beta);
+        }
+        Ok(())
+    }
+}
+
+fn prepare(p: &mut Prepare<'_, '_>, alpha: f64, backward: bool, bias: bool, addend: bool) -> Result<Kernel> {
+    let dims = p.dims(0)?;
+    let m = dims[..dims.len() - 1].iter().product();
+    let (x, weight) = (p.input(0)?, p.weight(1)?);
+    if weight.rows == 0 || weight.cols == 0 {
+        return Err(p.unsupported(format!("the weight is empty: {} x {}", weight.rows, weight.cols)));
+    }
+    let bias = if bias { Some(p.input(2)?) } else { None };
+    let addend = if addend { Some(p.input_in_place(p.node.inputs.len() - 1)?) } else { None };
+    Ok(Kernel::Linear(Linear { backward, m, alpha: alpha as f32, x, weight, bias, addend, out: p.output(0)? }))
+}
+
+pub(super) fn forward(op: &LinearOp, p: &mut Prepare<'_, '_>) -> Result<Kernel> {
+    prepare(p, op.alpha.0, false, op.bias, op.addend)
+}
+
+pub(super) fn dx(op: &LinearDx, p: &mut Prepare<'_, '_>) -> Result<Kernel> {
+    prepare(p, op.alpha.0, true, false, op.addend)
+}
+
+/// `out = alpha d_yᵀ x`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WeightGradient {
+    rows: usize,
+    outputs: usize,
+    inputs: usize,
+    alpha: f32,
+    d_y: Ref,
+    x: Ref,
+    out: Ref,
+}
+
+impl WeightGradient {
+    pub(super) fn run(&self, m: &Memory<'_>) -> Result<()> {
+        let &WeightGradient { rows, outputs, inputs, alpha, .. } = self;
+        let d_y = MatRef::new(m.f32(self.d_y), outputs).transposed();
+        let x = MatRef::new(m.f32(self.x), inputs);
+        gemm(m.pool, outputs, inputs, rows, alpha, d_y, x, m.f32_mut(self.out), inputs, 0.0);
+        Ok(())
+    }
+}
+
+pub(super) fn dw(op: &LinearDw, p: &mut Prepare<'_, '_>) -> Result<Kernel> {
+    let (dims, x_dims) = (p.dims(0)?, p.dims(1)?);
+    let last = dims.len() - 1;
+    let (rows, outputs, inputs) = (dims[..last].iter().product(), dims[last], x_dims[last]);
+    let (d_y, x, out) = (p.input(0)?, p.input(1)?, p.output(0)?);
+    Ok(Kernel::WeightGradient(WeightGradient { rows, outputs, inputs, alpha: op.alpha.0 as f32, d_y, x, out }))
+}

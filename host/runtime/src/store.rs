@@ -1,0 +1,494 @@
+//! Weights and states of one device, by name.
+//!
+//! A weight keeps the format of its file: quantized blocks stay quantized, and bytes of a mapped file are shared, not copied. Trainable
+//! weights and all states are owned f32. Tensors of at most one axis (norm weights, biases) are always stored as f32, because the
+//! kernels that take them read floats. Two names may mean one tensor (tied weights).
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use swift_kernels::quant;
+
+use crate::buffer::Buffer;
+use crate::{Error, Format, HostTensor, Result};
+
+/// Read-only bytes that somebody else owns, for example a range of a mapped file. Cloning shares them.
+#[derive(Clone)]
+pub struct Bytes {
+    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    range: Range<usize>,
+}
+
+impl Bytes {
+    /// `range` of the owner's bytes.
+    ///
+    /// # Errors
+    /// When the owner has fewer bytes.
+    pub fn new(owner: Arc<dyn AsRef<[u8]> + Send + Sync>, range: Range<usize>) -> Result<Bytes> {
+        let len = (*owner).as_ref().len();
+        if range.start > range.end || range.end > len {
+            return Err(Error::tensor("weight", "(bytes)", format!("lies at {range:?} of a file of {len} bytes")));
+        }
+        Ok(Bytes { owner, range })
+    }
+
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        // An owner whose length changes after the check breaks its promise; it gets a panic, not a wild read.
+        &(*self.owner).as_ref()[self.range.clone()]
+    }
+}
+
+impl From<Vec<u8>> for Bytes {
+    fn from(bytes: Vec<u8>) -> Bytes {
+        let range = 0..bytes.len();
+        Bytes { owner: Arc::new(bytes), range }
+    }
+}
+
+impl std::fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Bytes({:?})", self.range)
+    }
+}
+
+/// What a stored tensor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// A parameter of the model or of an adapter.
+    Weight,
+    /// A tensor that runs keep: optimizer slots, gradient sums, KV caches.
+    State,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Weight => "weight",
+            Kind::State => "state",
+        }
+    }
+}
+
+/// A borrowed f32 tensor of the store, as checkpoints write it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DenseTensor<'a> {
+    /// Weight or state.
+    pub kind: Kind,
+    /// Name.
+    pub name: &'a str,
+    /// Sizes.
+    pub shape: &'a [usize],
+    /// Elements.
+    pub data: &'a [f32],
+}
+
+/// Bytes held, by category. A tensor of two names counts once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreBytes {
+    /// Weights whose bytes are shared with their files.
+    pub shared: usize,
+    /// Weights in memory of their own: trainable, or converted on insertion.
+    pub owned: usize,
+    /// States.
+    pub states: usize,
+}
+
+impl StoreBytes {
+    /// All of them.
+    pub fn total(&self) -> usize {
+        self.shared + self.owned + self.states
+    }
+}
+
+pub(crate) enum Storage {
+    /// Blocks of a format; F32 only if aligned to four bytes.
+    Shared(Format, Bytes),
+    /// f32.
+    Owned(Buffer),
+}
+
+pub(crate) struct Tensor {
+    pub(crate) shape: Vec<usize>,
+    pub(crate) storage: Storage,
+}
+
+impl Tensor {
+    fn owned(shape: Vec<usize>, data: &[f32], what: &'static str) -> Result<Tensor> {
+        Ok(Tensor { storage: Storage::Owned(Buffer::of(data, what)?), shape })
+    }
+
+    fn to_floats(&self) -> Vec<f32> {
+        match &self.storage {
+            Storage::Owned(buffer) => buffer.floats().to_vec(),
+            Storage::Shared(format, bytes) => {
+                let mut out = vec![0.0; self.shape.iter().product()];
+                quant::dequantize(*format, bytes.as_slice(), &mut out);
+                out
+            }
+        }
+    }
+}
+
+enum Entry {
+    Tensor(Tensor),
+    Alias(String),
+}
+
+/// Weights and states by name.
+#[derive(Default)]
+pub struct Store {
+    weights: BTreeMap<String, Entry>,
+    states: BTreeMap<String, Tensor>,
+}
+
+impl Store {
+    /// An empty store in host memory; devices hand out theirs by [`crate::Device::store`].
+    pub fn new() -> Store {
+        Store::default()
+    }
+
+    /// Adds or replaces a frozen weight, in its file's format. Bytes are shared unless the tensor has at most one axis, or is F32 and
+    /// not aligned.
+    ///
+    /// # Errors
+    /// When the bytes do not fit shape and format.
+    pub fn insert_weight(&mut self, name: &str, format: Format, shape: Vec<usize>, bytes: Bytes) -> Result<()> {
+        let elements = elements("weight", name, &shape)?;
+        let cols = shape.last().copied().unwrap_or(1);
+        let (block, block_bytes) = (format.block_len(), format.block_bytes());
+        let want = elements / block * block_bytes;
+        if !cols.is_multiple_of(block) || bytes.as_slice().len() != want {
+            let got = bytes.as_slice().len();
+            let message = format!("of shape {shape:?} takes {want} bytes as {format:?} in rows of whole blocks, not {got}");
+            return Err(Error::tensor("weight", name, message));
+        }
+        let aligned = bytes.as_slice().as_ptr().cast::<f32>().is_aligned() && cfg!(target_endian = "little");
+        let keep = shape.len() > 1 && (format != Format::F32 || aligned);
+        let mut tensor = Tensor { shape, storage: Storage::Shared(format, bytes) };
+        if !keep {
+            tensor = Tensor::owned(tensor.shape.clone(), &tensor.to_floats(), "a weight")?;
+        }
+        self.weights.insert(name.to_string(), Entry::Tensor(tensor));
+        Ok(())
+    }
+
+    /// Adds or replaces a weight of owned floats, which runs may write.
+    ///
+    /// # Errors
+    /// When the shape does not hold the elements, or memory is short.
+    pub fn insert_f32(&mut self, name: &str, shape: Vec<usize>, data: Vec<f32>) -> Result<()> {
+        if elements("weight", name, &shape)? != data.len() {
+            return Err(Error::tensor("weight", name, format!("of shape {shape:?} does not hold {} elements", data.len())));
+        }
+        let tensor = Tensor::owned(shape, &data, "a weight")?;
+        self.weights.insert(name.to_string(), Entry::Tensor(tensor));
+        Ok(())
+    }
+
+    /// Makes `name` another name of the weight `of`.
+    ///
+    /// # Errors
+    /// When `of` does not exist or is `name` itself.
+    pub fn alias(&mut self, name: &str, of: &str) -> Result<()> {
+        let root = self.root(of)?.to_string();
+        if root == name {
+            return Err(Error::tensor("weight", name, "cannot be tied to itself"));
+        }
+        self.weights.insert(name.to_string(), Entry::Alias(root));
+        Ok(())
+    }
+
+    /// Shares a weight of another store: file bytes are not copied, owned floats are.
+    ///
+    /// # Errors
+    /// When `from` has no such weight, or memory is short.
+    pub fn share_weight(&mut self, name: &str, from: &Store) -> Result<()> {
+        let tensor = from.weight(name)?;
+        let storage = match &tensor.storage {
+            Storage::Shared(format, bytes) => Storage::Shared(*format, bytes.clone()),
+            Storage::Owned(buffer) => Storage::Owned(Buffer::of(buffer.floats(), "a weight")?),
+        };
+        self.weights.insert(name.to_string(), Entry::Tensor(Tensor { shape: tensor.shape.clone(), storage }));
+        Ok(())
+    }
+
+    /// Turns a weight into owned floats, which runs may write.
+    ///
+    /// # Errors
+    /// When it does not exist, or memory is short.
+    pub fn make_trainable(&mut self, name: &str) -> Result<()> {
+        let root = self.root(name)?.to_string();
+        if let Some(Entry::Tensor(tensor)) = self.weights.get_mut(&root)
+            && let Storage::Shared(..) = tensor.storage
+        {
+            *tensor = Tensor::owned(tensor.shape.clone(), &tensor.to_floats(), "a trainable weight")?;
+        }
+        Ok(())
+    }
+
+    /// Forgets a weight. Names tied to it become dangling.
+    pub fn remove_weight(&mut self, name: &str) -> bool {
+        self.weights.remove(name).is_some()
+    }
+
+    /// Whether there is a weight of this name.
+    pub fn has_weight(&self, name: &str) -> bool {
+        self.root(name).is_ok()
+    }
+
+    /// Shape and format of a weight.
+    ///
+    /// # Errors
+    /// When it does not exist.
+    pub fn weight_info(&self, name: &str) -> Result<(&[usize], Format)> {
+        let tensor = self.weight(name)?;
+        let format = match &tensor.storage {
+            Storage::Shared(format, _) => *format,
+            Storage::Owned(_) => Format::F32,
+        };
+        Ok((&tensor.shape, format))
+    }
+
+    /// Whether a weight exists and is stored as f32, so that reading it is no work: what [`swift_graph::plan::plan`] asks.
+    pub fn is_dense(&self, name: &str) -> bool {
+        self.weight_info(name).is_ok_and(|(_, format)| format == Format::F32)
+    }
+
+    /// All weight names, tied ones included, in order.
+    pub fn weight_names(&self) -> impl Iterator<Item = &str> {
+        self.weights.keys().map(String::as_str)
+    }
+
+    /// A weight as floats, dequantized if need be.
+    ///
+    /// # Errors
+    /// When it does not exist.
+    pub fn read_f32(&self, name: &str) -> Result<HostTensor> {
+        let tensor = self.weight(name)?;
+        Ok(HostTensor::F32 { shape: tensor.shape.clone(), data: tensor.to_floats() })
+    }
+
+    /// Makes a state of zeros unless it exists.
+    ///
+    /// # Errors
+    /// When it exists with another shape, or memory is short.
+    pub fn ensure_state(&mut self, name: &str, shape: &[usize]) -> Result<()> {
+        match self.states.get(name) {
+            Some(state) if state.shape == shape => Ok(()),
+            Some(state) => {
+                let message = format!("has shape {:?}, the run takes {shape:?}; remove it first", state.shape);
+                Err(Error::tensor("state", name, message))
+            }
+            None => {
+                let bytes = elements("state", name, shape)?.saturating_mul(4);
+                let storage = Storage::Owned(Buffer::zeroed(bytes, "a state")?);
+                self.states.insert(name.to_string(), Tensor { shape: shape.to_vec(), storage });
+                Ok(())
+            }
+        }
+    }
+
+    /// A state's elements.
+    ///
+    /// # Errors
+    /// When it does not exist.
+    pub fn read_state(&self, name: &str) -> Result<HostTensor> {
+        let state = self.states.get(name).ok_or_else(|| Error::missing("state", name))?;
+        Ok(HostTensor::F32 { shape: state.shape.clone(), data: state.to_floats() })
+    }
+
+    /// Sets a state, whether or not it exists.
+    ///
+    /// # Errors
+    /// When the shape does not hold the elements, or memory is short.
+    pub fn write_state(&mut self, name: &str, shape: Vec<usize>, data: &[f32]) -> Result<()> {
+        if elements("state", name, &shape)? != data.len() {
+            return Err(Error::tensor("state", name, format!("of shape {shape:?} does not hold {} elements", data.len())));
+        }
+        self.states.insert(name.to_string(), Tensor::owned(shape, data, "a state")?);
+        Ok(())
+    }
+
+    /// Sets every element of a state to zero; without the state, nothing.
+    pub fn zero_state(&mut self, name: &str) {
+        if let Some(Tensor { storage: Storage::Owned(buffer), .. }) = self.states.get_mut(name) {
+            buffer.floats_mut().fill(0.0);
+        }
+    }
+
+    /// Forgets a state.
+    pub fn remove_state(&mut self, name: &str) -> bool {
+        self.states.remove(name).is_some()
+    }
+
+    /// Whether there is a state of this name.
+    pub fn has_state(&self, name: &str) -> bool {
+        self.states.contains_key(name)
+    }
+
+    /// All state names, in order.
+    pub fn state_names(&self) -> impl Iterator<Item = &str> {
+        self.states.keys().map(String::as_str)
+    }
+
+    /// Everything that is owned floats: what a checkpoint may have to keep. Frozen weights in their files' formats are not listed.
+    pub fn dense(&self) -> impl Iterator<Item = DenseTensor<'_>> {
+        let weights = self.weights.iter().filter_map(|(name, entry)| match entry {
+            Entry::Tensor(tensor) => Some((Kind::Weight, name, tensor)),
+            Entry::Alias(_) => None,
+        });
+        let states = self.states.iter().map(|(name, tensor)| (Kind::State, name, tensor));
+        weights.chain(states).filter_map(|(kind, name, tensor)| match &tensor.storage {
+            Storage::Owned(buffer) => Some(DenseTensor { kind, name, shape: &tensor.shape, data: buffer.floats() }),
+            Storage::Shared(..) => None,
+        })
+    }
+
+    /// Puts a tensor of a checkpoint back. A weight must exist with this shape; a state may be new.
+    ///
+    /// # Errors
+    /// When the tensor does not fit.
+    pub fn restore(&mut self, kind: Kind, name: &str, shape: &[usize], data: &[f32]) -> Result<()> {
+        let existing = match kind {
+            Kind::Weight => Some(self.weight(name)?),
+            Kind::State => self.states.get(name),
+        };
+        if let Some(tensor) = existing
+            && tensor.shape != shape
+        {
+            let message = format!("has shape {:?}, the checkpoint {shape:?}", tensor.shape);
+            return Err(Error::tensor(kind.name(), name, message));
+        }
+        match kind {
+            Kind::Weight => {
+                let root = self.root(name)?.to_string();
+                self.insert_f32(&root, shape.to_vec(), data.to_vec())
+            }
+            Kind::State => self.write_state(name, shape.to_vec(), data),
+        }
+    }
+
+    /// Bytes held, by category.
+    pub fn bytes(&self) -> StoreBytes {
+        let mut bytes = StoreBytes::default();
+        for entry in self.weights.values() {
+            match entry {
+                Entry::Tensor(Tensor { storage: Storage::Shared(_, b), .. }) => bytes.shared += b.range.len(),
+                Entry::Tensor(Tensor { storage: Storage::Owned(b), .. }) => bytes.owned += b.bytes(),
+                Entry::Alias(_) => {}
+            }
+        }
+        for state in self.states.values() {
+            if let Storage::Owned(b) = &state.storage {
+                bytes.states += b.bytes();
+            }
+        }
+        bytes
+    }
+
+    fn root<'a>(&'a self, name: &'a str) -> Result<&'a str> {
+        match self.weights.get_key_value(name) {
+            Some((name, Entry::Tensor(_))) => Ok(name),
+            // Aliases point at tensors, never at each other, unless the tensor was removed or replaced by an alias.
+            Some((_, Entry::Alias(of))) if matches!(self.weights.get(of), Some(Entry::Tensor(_))) => Ok(of),
+            _ => Err(Error::missing("weight", name)),
+        }
+    }
+
+    pub(crate) fn weight(&self, name: &str) -> Result<&Tensor> {
+        match self.weights.get(self.root(name)?) {
+            Some(Entry::Tensor(tensor)) => Ok(tensor),
+            _ => Err(Error::missing("weight", name)),
+        }
+    }
+
+    pub(crate) fn weight_mut(&mut self, name: &str) -> Result<&mut Tensor> {
+        let root = self.root(name)?.to_string();
+        match self.weights.get_mut(&root) {
+            Some(Entry::Tensor(tensor)) => Ok(tensor),
+            _ => Err(Error::missing("weight", name)),
+        }
+    }
+
+    pub(crate) fn state_mut(&mut self, name: &str) -> Result<&mut Buffer> {
+        match self.states.get_mut(name) {
+            Some(Tensor { storage: Storage::Owned(buffer), .. }) => Ok(buffer),
+            _ => Err(Error::missing("state", name)),
+        }
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (weights, states) = (self.weights.len(), self.states.len());
+        f.debug_struct("Store").field("weights", &weights).field("states", &states).field("bytes", &self.bytes()).finish()
+    }
+}
+
+fn elements(kind: &'static str, name: &str, shape: &[usize]) -> Result<usize> {
+    let product = shape.iter().try_fold(1usize, |p, &d| p.checked_mul(d));
+    product.ok_or_else(|| Error::tensor(kind, name, format!("has shape {shape:?}, more elements than memory has addresses")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn quantized(values: &[f32]) -> Vec<u8> {
+        let mut bytes = vec![0; Format::Q8_0.row_bytes(values.len())];
+        quant::quantize(Format::Q8_0, values, &mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn quantized_bytes_are_shared_and_vectors_converted() {
+        let values: Vec<f32> = (0..64).map(|i| i as f32 - 30.0).collect();
+        let mut store = Store::new();
+        store.insert_weight("m", Format::Q8_0, vec![2, 32], quantized(&values).into()).unwrap();
+        store.insert_weight("v", Format::Q8_0, vec![64], quantized(&values).into()).unwrap();
+        assert_eq!(store.weight_info("m").unwrap(), (&[2usize, 32][..], Format::Q8_0));
+        assert_eq!(store.weight_info("v").unwrap().1, Format::F32);
+        assert_eq!(store.read_f32("m").unwrap().floats().unwrap(), store.read_f32("v").unwrap().floats().unwrap());
+        assert_eq!(store.bytes(), StoreBytes { shared: 68, owned: 256, states: 0 });
+        let mut other = Store::new();
+        other.share_weight("m", &store).unwrap();
+        assert_eq!(other.bytes().shared, 68);
+        assert!(store.insert_weight("m", Format::Q8_0, vec![4, 16], quantized(&values).into()).is_err());
+    }
+
+    #[test]
+    fn tied_weights_are_one_tensor() {
+        let mut store = Store::new();
+        store.insert_f32("embed", vec![2, 2], vec![1.0; 4]).unwrap();
+        store.alias("head", "embed").unwrap();
+        assert!(store.alias("embed", "head").is_err());
+        store.restore(Kind::Weight, "head", &[2, 2], &[2.0; 4]).unwrap();
+        assert_eq!(store.read_f32("embed").unwrap().floats().unwrap(), [2.0; 4]);
+        assert_eq!((store.bytes().owned, store.dense().count()), (16, 1));
+        assert!(store.remove_weight("embed"));
+        assert!(!store.has_weight("head"));
+    }
+
+    #[test]
+    fn states_are_made_kept_and_checked() {
+        let mut store = Store::new();
+        store.ensure_state("s", &[3]).unwrap();
+        store.write_state("s", vec![3], &[1.0, 2.0, 3.0]).unwrap();
+        store.ensure_state("s", &[3]).unwrap();
+        assert!(store.ensure_state("s", &[4]).is_err());
+        assert!(store.restore(Kind::State, "s", &[4], &[0.0; 4]).is_err());
+        assert_eq!(store.read_state("s").unwrap().floats().unwrap(), [1.0, 2.0, 3.0]);
+        store.zero_state("s");
+        assert_eq!(store.read_state("s").unwrap().floats().unwrap(), [0.0; 3]);
+        assert!(store.write_state("s", vec![2], &[0.0]).is_err());
+    }
+
+    #[test]
+    fn bytes_stay_inside_their_owner() {
+        let owner: Arc<dyn AsRef<[u8]> + Send + Sync> = Arc::new(vec![0u8; 8]);
+        assert!(Bytes::new(Arc::clone(&owner), 4..9).is_err());
+        assert_eq!(Bytes::new(owner, 4..8).unwrap().as_slice().len(), 4);
+    }
+}

@@ -1,0 +1,299 @@
+//! From checkpoint tensors and declared distributions to the weight store.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use swift_formats::{
+    Adapter as AdapterFile, AdapterTensor, Checkpoint, Format, NamedTensor, TensorView, write_file, write_safetensors,
+};
+use swift_graph::Bindings;
+use swift_plugin::{ExportEntry, Init, ModelPlan, ParamDecl, Recipe};
+use swift_runtime::{Bytes, Device, Distribution, HostTensor, Inputs, Store, random};
+
+use crate::{AdaptedModel, Result, ServeError};
+
+/// A base parameter under its checkpoint name, widened to f32.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WeightTensor {
+    /// Checkpoint name.
+    pub name: String,
+    /// Sizes.
+    pub shape: Vec<usize>,
+    /// Row-major values.
+    pub data: Vec<f32>,
+}
+
+/// A checkpoint tensor's bytes, kept alive by the checkpoint that mapped them. Nothing is copied.
+struct Mapped {
+    checkpoint: Arc<Checkpoint>,
+    tensor: String,
+}
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        match self.checkpoint.tensor(&self.tensor) {
+            Ok(TensorView { data: std::borrow::Cow::Borrowed(bytes), .. }) => bytes,
+            _ => &[],
+        }
+    }
+}
+
+/// The checkpoint tensor that a parameter is bound to as a whole.
+pub(crate) fn source_of<'a>(plan: &'a ModelPlan, param: &str) -> Option<&'a str> {
+    plan.bindings.iter().find(|b| b.param == param).and_then(|b| match &b.source {
+        Recipe::Whole(tensor) => Some(tensor.as_str()),
+        _ => None,
+    })
+}
+
+impl AdaptedModel {
+    /// Puts every parameter into `store`: base weights in the checkpoint's own format without a copy, except those that are trained,
+    /// which become f32; the adapter's from their declared distributions, keyed by (seed, name).
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape than the plugin declares.
+    pub fn load(&self, store: &mut Store, seed: u64) -> Result<()> {
+        let trained = self.trained_base();
+        for decl in &self.plan.params {
+            match &decl.tied_to {
+                Some(owner) => store.alias(&decl.name, owner)?,
+                None => self.load_base(store, decl, trained.contains(&decl.name))?,
+            }
+        }
+        for (decl, _) in self.adapter_params() {
+            initialise(store, &decl, seed)?;
+        }
+        Ok(())
+    }
+
+    /// Fills every base parameter from its declared distribution instead of the checkpoint's tensors: the start of pretraining.
+    ///
+    /// # Errors
+    /// When a distribution is not supported.
+    pub fn load_fresh(&self, store: &mut Store, seed: u64) -> Result<()> {
+        for decl in &self.plan.params {
+            match &decl.tied_to {
+                Some(owner) => store.alias(&decl.name, owner)?,
+                None => initialise(store, decl, seed)?,
+            }
+        }
+        for (decl, _) in self.adapter_params() {
+            initialise(store, &decl, seed)?;
+        }
+        Ok(())
+    }
+
+    fn load_base(&self, store: &mut Store, decl: &ParamDecl, trained: bool) -> Result<()> {
+        let Some(tensor) = source_of(&self.plan, &decl.name) else {
+            return Err(ServeError::Request(format!("the model plugin binds `{}` by a recipe other than `whole`", decl.name)));
+        };
+        let view = self.checkpoint.tensor(tensor)?;
+        if !view.shape.iter().map(|&d| d as u64).eq(decl.shape.iter().copied()) {
+            return Err(ServeError::WeightShape {
+                param: decl.name.clone(),
+                tensor: tensor.to_string(),
+                want: decl.shape.clone(),
+                got: view.shape.clone(),
+            });
+        }
+        // Vectors (norms, biases) are read by f32 kernels; they are small.
+        if trained || view.shape.len() < 2 {
+            store.insert_f32(&decl.name, view.shape.clone(), view.to_f32())?;
+            return Ok(());
+        }
+        let bytes = match &view.data {
+            std::borrow::Cow::Borrowed(bytes) => {
+                let owner = Mapped { checkpoint: self.checkpoint.clone(), tensor: tensor.to_string() };
+                Bytes::new(Arc::new(owner), 0..bytes.len())?
+            }
+            std::borrow::Cow::Owned(bytes) => Bytes::from(bytes.clone()),
+        };
+        match storage(view.format) {
+            Some(format) => store.insert_weight(&decl.name, format, view.shape.clone(), bytes)?,
+            None => store.insert_f32(&decl.name, view.shape.clone(), view.to_f32())?,
+        }
+        Ok(())
+    }
+
+    /// Reads a PEFT adapter folder into the store.
+    ///
+    /// # Errors
+    /// When names or shapes are not what the tuner expects, in either direction.
+    pub fn load_adapter(&self, store: &mut Store, folder: &Path) -> Result<()> {
+        let file = AdapterFile::read(folder)?;
+        let mut by_name: HashMap<&str, &AdapterTensor> = file.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
+        for ExportEntry { param, name, transpose } in self.export_entries()?.0 {
+            let tensor = by_name.remove(name.as_str()).ok_or_else(|| {
+                ServeError::Adapter(format!(
+                    "`{}` has no tensor `{name}`; is it another model's or another method's?",
+                    folder.display()
+                ))
+            })?;
+            let (shape, data) = oriented(tensor, transpose);
+            let want = store.weight_info(&param)?.0.to_vec();
+            if want != shape {
+                return Err(ServeError::Adapter(format!("tensor `{name}` has shape {shape:?}, the method wants {want:?}")));
+            }
+            store.insert_f32(&param, shape, data)?;
+        }
+        if let Some(name) = by_name.keys().min() {
+            return Err(ServeError::Adapter(format!("`{}` holds `{name}`, which this method does not know", folder.display())));
+        }
+        Ok(())
+    }
+
+    /// Writes the adapter in PEFT's layout. `base` is recorded as the base model's name.
+    ///
+    /// # Errors
+    /// When the method has no such layout or the folder cannot be written.
+    pub fn save_adapter(&self, store: &Store, folder: &Path, base: &str) -> Result<()> {
+        let (entries, mut config) = self.export_entries()?;
+        let mut tensors = Vec::with_capacity(entries.len());
+        for ExportEntry { param, name, transpose } in entries {
+            let HostTensor::F32 { shape, data } = store.read_f32(&param)? else {
+                return Err(ServeError::Adapter(format!("parameter `{param}` is not a float tensor")));
+            };
+            let tensor = AdapterTensor { name: name.clone(), shape, data };
+            let (shape, data) = oriented(&tensor, transpose);
+            tensors.push(AdapterTensor { name, shape, data });
+        }
+        config["base_model_name_or_path"] = base.into();
+        AdapterFile { config, tensors }.write(folder)?;
+        Ok(())
+    }
+
+    /// File name of every adapter tensor, and the adapter's configuration.
+    fn export_entries(&self) -> Result<(Vec<ExportEntry>, serde_json::Value)> {
+        let known: HashSet<String> = self.adapter_params().into_iter().map(|(p, _)| p.name).collect();
+        let plan = self.adapter.as_ref().and_then(|a| a.export.as_ref());
+        let plan = plan.ok_or_else(|| ServeError::Adapter("the model has no adapter".into()))?;
+        let config = serde_json::from_str(&plan.config_json)
+            .map_err(|e| ServeError::Adapter(format!("the tuner's export configuration is not JSON: {e}")))?;
+        let mut entries = Vec::new();
+        for e in plan.entries.iter().cloned() {
+            if !known.contains(&e.param) {
+                return Err(ServeError::Adapter(format!("the tuner exports `{}`, which is no parameter of its plan", e.param)));
+            }
+            entries.push(e);
+        }
+        Ok((entries, config))
+    }
+}
+
+fn oriented(tensor: &AdapterTensor, transpose: bool) -> (Vec<usize>, Vec<f32>) {
+    match tensor.shape.as_slice() {
+        &[rows, cols] if transpose => {
+            let at = |i: usize| tensor.data[(i % rows) * cols + i / rows];
+            (vec![cols, rows], (0..rows * cols).map(at).collect())
+        }
+        _ => (tensor.shape.clone(), tensor.data.clone()),
+    }
+}
+
+fn initialise(store: &mut Store, decl: &ParamDecl, seed: u64) -> Result<()> {
+    let shape: Vec<usize> = decl.shape.iter().map(|&d| d as usize).collect();
+    let distribution = match &decl.init {
+        Init::Zeros => Distribution::Zeros,
+        Init::Ones => Distribution::Ones,
+        Init::Constant(c) => Distribution::Constant(*c),
+        Init::Normal(std) => Distribution::Normal(*std),
+        Init::Uniform(bound) => Distribution::Uniform(*bound),
+        Init::KaimingUniform(a) => Distribution::KaimingUniform(*a),
+        Init::Orthogonal(gain) => Distribution::Orthogonal(*gain),
+        Init::CopyOf(other) => {
+            let HostTensor::F32 { shape: found, data } = store.read_f32(other)? else {
+                return Err(ServeError::Request(format!("`{other}`, which `{}` copies, is not a float tensor", decl.name)));
+            };
+            if found != shape {
+                return Err(ServeError::Request(format!("`{}` copies `{other}`, which has another shape", decl.name)));
+            }
+            store.insert_f32(&decl.name, shape, data)?;
+            return Ok(());
+        }
+    };
+    let values = random::init(distribution, seed, &decl.name, &shape)?;
+    store.insert_f32(&decl.name, shape, values)?;
+    Ok(())
+}
+
+/// The device format that keeps the file's bytes, or `None` when the values must be widened to f32.
+fn storage(format: Format) -> Option<swift_runtime::Format> {
+    use swift_runtime::Format as Device;
+    match format {
+        Format::F32 => Some(Device::F32),
+        Format::F16 => Some(Device::F16),
+        Format::BF16 => Some(Device::BF16),
+        Format::Q8_0 => Some(Device::Q8_0),
+        Format::Q4_0 => Some(Device::Q4_0),
+        Format::Q4_1 => Some(Device::Q4_1),
+        #[allow(unreachable_patterns, reason = "formats grow before devices do")]
+        _ => None,
+    }
+}
+
+impl AdaptedModel {
+    /// Writes the whole model in the Hugging Face layout: `config.json` and `model.safetensors`, f32.
+    ///
+    /// # Errors
+    /// When a parameter cannot be read or the folder not be written.
+    pub fn save_full(&self, store: &Store, folder: &Path) -> Result<()> {
+        let tensors: Vec<NamedTensor<'_>> =
+            self.tensors(store)?.into_iter().map(|t| NamedTensor::from_f32(t.name, t.shape, &t.data)).collect();
+        let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+        write_safetensors(&folder.join("model.safetensors"), &tensors, &metadata)?;
+        let mut config = self.config().clone();
+        config["dtype"] = "float32".into();
+        write_file(&folder.join("config.json"), |out| {
+            serde_json::to_writer_pretty(&mut *out, &config)?;
+            out.write_all(b"\n")
+        })?;
+        Ok(())
+    }
+
+    /// Every base parameter, tied ones once.
+    ///
+    /// # Errors
+    /// When a parameter is not in the store.
+    pub fn tensors(&self, store: &Store) -> Result<Vec<WeightTensor>> {
+        let mut tensors = Vec::with_capacity(self.plan.params.len());
+        for decl in self.plan.params.iter().filter(|d| d.tied_to.is_none()) {
+            let HostTensor::F32 { shape, data } = store.read_f32(&decl.name)? else {
+                return Err(ServeError::Adapter(format!("parameter `{}` is not a float tensor", decl.name)));
+            };
+            let tensor = source_of(&self.plan, &decl.name).unwrap_or(&decl.name);
+            tensors.push(WeightTensor { name: tensor.to_string(), shape, data });
+        }
+        Ok(tensors)
+    }
+
+    /// Replaces every adapted weight in the store by its merged value and drops the adapter. Returns how many were merged.
+    ///
+    /// # Errors
+    /// When the method has no weight form or the device fails.
+    pub fn merge(&mut self, device: &dyn Device, store: &mut Store) -> Result<usize> {
+        let mut program = crate::compile(device, store, self.merge_graph()?)?;
+        let outputs = program.run(store, &Bindings::new(), &Inputs::new())?;
+        let mut merged = 0;
+        for (name, value) in outputs.iter() {
+            store.insert_f32(name, value.shape().to_vec(), value.floats()?.to_vec())?;
+            merged += 1;
+        }
+        self.adapter = None;
+        Ok(merged)
+    }
+
+    /// Reads the trained base parameters back from such a folder.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape.
+    pub fn load_full(&self, store: &mut Store, folder: &Path) -> Result<()> {
+        let source = Checkpoint::open(folder)?;
+        for name in self.trained_base() {
+            let tensor = source_of(&self.plan, &name).unwrap_or(&name).to_string();
+            let view = source.tensor(&tensor)?;
+            store.insert_f32(&name, view.shape.clone(), view.to_f32())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,140 @@
+//! What the forward and backward tiles share: a tile of queries, its mask, and packing.
+
+use super::Spec;
+use super::product::panel;
+use crate::isa::Isa;
+use crate::simd::{Simd, simd_fn};
+
+/// Queries, and keys, of a tile.
+pub(super) const TILE: usize = 64;
+
+/// Lanes of the widest level: rows are padded to it in scratch.
+const PAD: usize = 16;
+
+/// Stands for the maximum of no scores. Finite, so that differences to it are numbers.
+pub(super) const NO_SCORE: f32 = -1e30;
+
+/// `dim` rounded up to whole vectors of every level.
+pub(super) fn padded(dim: usize) -> usize {
+    dim.next_multiple_of(PAD)
+}
+
+/// A tile of at most [`TILE`] queries: one lane each.
+pub(super) struct Queries {
+    /// Queries that exist.
+    pub(super) count: usize,
+    /// First float of each query, in `q` and in every buffer of its shape.
+    pub(super) offset: [usize; TILE],
+    /// First and last key that each query sees.
+    pub(super) first: [f32; TILE],
+    pub(super) last: [f32; TILE],
+}
+
+impl Queries {
+    /// Queries at `(offset, position)`, of which the first is repeated in the unused lanes.
+    /// Positions count in keys, of which there are `keys`.
+    pub(super) fn new(spec: &Spec, keys: usize, queries: impl ExactSizeIterator<Item = (usize, usize)>) -> Queries {
+        let mut tile = Queries { count: queries.len(), offset: [0; TILE], first: [0.0; TILE], last: [0.0; TILE] };
+        for (lane, (offset, position)) in queries.enumerate() {
+            let seen = spec.visible(position, keys);
+            tile.offset[lane] = offset;
+            // Exact: positions are far below 2^24 wherever floats of a cache fit in memory, and
+            // the bounds are only compared.
+            tile.first[lane] = seen.start as f32;
+            tile.last[lane] = (seen.end - 1) as f32;
+        }
+        let count = tile.count;
+        for lane in count..TILE {
+            tile.offset[lane] = tile.offset[0];
+            tile.first[lane] = tile.first[0];
+            tile.last[lane] = tile.last[0];
+        }
+        tile
+    }
+
+    /// Lanes of whole vectors that hold the queries.
+    pub(super) fn lanes(&self) -> usize {
+        self.count.next_multiple_of(PAD)
+    }
+
+    /// Keys that any query sees, from the start of a tile of keys.
+    pub(super) fn keys(&self) -> std::ops::Range<usize> {
+        let first = self.first.iter().fold(f32::INFINITY, |a, &b| a.min(b)) as usize;
+        let last = self.last.iter().fold(0.0, |a: f32, &b| a.max(b)) as usize;
+        first / TILE * TILE..last + 1
+    }
+
+    /// Whether every query sees every key of `keys`.
+    pub(super) fn see_all(&self, keys: &std::ops::Range<usize>) -> bool {
+        self.first.iter().all(|&first| first <= keys.start as f32) && self.last.iter().all(|&last| (keys.end - 1) as f32 <= last)
+    }
+
+    /// Writes the queries of `from`, times `scale`, as columns of the panels of a [`Product`]'s right
+    /// operand. Unused lanes are zero.
+    ///
+    /// [`Product`]: super::product::Product
+    pub(super) fn transpose(&self, isa: Isa, from: &[f32], dim: usize, scale: f32, out: &mut [f32]) {
+        let panel = panel(isa);
+        for group in (0..self.lanes()).step_by(PAD) {
+            // A block of a cache line's lanes, dimension by dimension, writes whole lines.
+            let rows: [&[f32]; PAD] = std::array::from_fn(|i| &from[self.offset[group + i]..][..dim]);
+            let used: [f32; PAD] = std::array::from_fn(|i| if group + i < self.count { scale } else { 0.0 });
+            let out = &mut out[group / panel * panel * dim + group % panel..];
+            for c in 0..dim {
+                let out = &mut out[c * panel..][..PAD];
+                for i in 0..PAD {
+                    out[i] = rows[i][c] * used[i];
+                }
+            }
+        }
+    }
+
+    /// Copies the queries of `from`, times `scale`, to rows of `padded(dim)` with zeros behind.
+    pub(super) fn pack(&self, from: &[f32], dim: usize, scale: f32, out: &mut [f32]) {
+        let width = padded(dim);
+        for (out, &offset) in out.chunks_exact_mut(width).zip(&self.offset[..self.count]) {
+            for (out, &from) in out.iter_mut().zip(&from[offset..][..dim]) {
+                *out = from * scale;
+            }
+            out[dim..].fill(0.0);
+        }
+    }
+}
+
+/// `count` rows of `dim` that are `stride` apart, and their distance: where they are, if they are
+/// whole vectors and do not all fall into the same few sets of the caches, or packed in `scratch`
+/// with zeros behind.
+pub(super) fn rows(from: &[f32], count: usize, stride: usize, dim: usize, scratch: &mut [f32]) -> (*const f32, usize) {
+    assert!(from.len() >= (count - 1) * stride + dim);
+    let width = padded(dim);
+    // 512 floats, 2 KB: every other row would share its sets.
+    if dim == width && !stride.is_multiple_of(512) {
+        return (from.as_ptr(), stride);
+    }
+    for (row, out) in scratch.chunks_exact_mut(width).take(count).enumerate() {
+        out[..dim].copy_from_slice(&from[row * stride..][..dim]);
+        out[dim..].fill(0.0);
+    }
+    (scratch.as_ptr(), width)
+}
+
+/// Bounds of the keys that a vector of queries sees, or nothing if they see the whole tile.
+#[inline(always)]
+pub(super) fn mask<S: Simd>(s: S, bounds: Option<(S::F, S::F)>, key: usize, seen: S::F, hidden: S::F) -> S::F {
+    match bounds {
+        Some((first, last)) => {
+            let key = s.splat(key as f32);
+            s.select(s.both(s.le(first, key), s.le(key, last)), seen, hidden)
+        }
+        None => seen,
+    }
+}
+
+simd_fn! {
+    /// `x *= scale`.
+    pub(super) fn scale<S>(s, x: &mut [f32], scale: f32) {
+        let (pointer, scale) = (x.as_mut_ptr(), s.splat(scale));
+        // SAFETY: in place on one slice.
+        unsafe { crate::simd::map(s, pointer, pointer, x.len(), |x| s.mul(x, scale)) };
+    }
+}

@@ -1,0 +1,75 @@
+//! Specification of the per-row work of cross-entropy.
+
+use super::Spec;
+
+/// Turns raw logits into `z`.
+pub(super) fn prepare(spec: &Spec, logits: &mut [f32]) {
+    match spec.softcap {
+        Some(cap) => {
+            for z in logits {
+                *z = cap / spec.temperature * (*z / cap).tanh();
+            }
+        }
+        None if spec.temperature != 1.0 => {
+            let scale = 1.0 / spec.temperature;
+            logits.iter_mut().for_each(|z| *z *= scale);
+        }
+        None => {}
+    }
+}
+
+/// Log of the sum of exponentials, and the mean.
+pub(super) fn lse_mean(z: &[f32]) -> (f64, f64) {
+    let top = z.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+    let (mut sum, mut total) = (0.0, 0.0);
+    for &z in z {
+        sum += (f64::from(z) - f64::from(top)).exp();
+        total += f64::from(z);
+    }
+    (f64::from(top) + sum.ln(), total / z.len() as f64)
+}
+
+/// Coefficients of the gradient in a raw logit:
+/// `(probability e^(z - lse) - even) * chain * (1 - (z bend)^2)`.
+#[derive(Clone, Copy)]
+pub(super) struct Gradient {
+    /// Factor of the probability: `(1 + 2 a lse) d_loss / T`.
+    pub(super) probability: f32,
+    /// Share of every entry of the vocabulary, times `d_loss / T`.
+    pub(super) even: f32,
+    /// Share of the target, times `d_loss / T`.
+    pub(super) hit: f32,
+    /// `T / c`, or zero without a cap.
+    pub(super) bend: f32,
+}
+
+impl Gradient {
+    pub(super) fn new(spec: &Spec, vocab: usize, lse: f32, d_loss: f32) -> Gradient {
+        let chain = d_loss / spec.temperature;
+        Gradient {
+            probability: (1.0 + 2.0 * spec.z_loss * lse) * chain,
+            even: spec.label_smoothing / vocab as f32 * chain,
+            hit: (1.0 - spec.label_smoothing) * chain,
+            bend: spec.softcap.map_or(0.0, |cap| spec.temperature / cap),
+        }
+    }
+
+    fn slope(&self, z: f32) -> f32 {
+        1.0 - (z * self.bend) * (z * self.bend)
+    }
+
+    /// Gradient at an entry that is not the target.
+    pub(super) fn value(&self, z: f32, lse: f32) -> f32 {
+        (self.probability * (z - lse).exp() - self.even) * self.slope(z)
+    }
+
+    /// What the target adds to it.
+    pub(super) fn target(&self, z: f32) -> f32 {
+        -self.hit * self.slope(z)
+    }
+}
+
+/// Turns `z` into its gradient, but for the target.
+pub(super) fn gradient(gradient: Gradient, lse: f32, z: &mut [f32]) {
+    z.iter_mut().for_each(|z| *z = gradient.value(*z, lse));
+}

@@ -1,0 +1,235 @@
+//! Packing of operands into panels that the inner kernels stream.
+//!
+//! ```text
+//! A panel of h rows     a[k0][0..h], a[k0 + 1][0..h], ...         (h <= mr)
+//! B panels of nr columns    b[k0][0..nr], b[k0 + 1][0..nr], ...   (the last may be ragged)
+//! ```
+//!
+//! The right operand is anything that can fill panels: strided floats, or a weight
+//! matrix decoded on the way. Panels are packed several at a time ([`COLUMNS`]), so
+//! that a source with contiguous rows is read in stretches that the hardware
+//! prefetches, and in multiples of [`GROUP`] columns, one quantization block, so
+//! that a weight that is read along its columns decodes block by block.
+
+use super::MatRef;
+use super::kernel::{Kernels, Transpose};
+use crate::format::Weight;
+use crate::quant::Decoder;
+
+/// A multiple of every `nr` and of every block length; packed columns are padded to it.
+pub(crate) const GROUP: usize = 32;
+
+/// Columns packed by one task.
+pub(crate) const COLUMNS: usize = 4 * GROUP;
+
+/// Values along `k` that are decoded at a time, so that 32 rows of them stay in L1.
+const STEP: usize = 128;
+
+/// Row stride of decoded values: an odd number of cache lines, against set conflicts.
+const STEP_STRIDE: usize = STEP + 16;
+
+/// Where the panels of the right operand come from.
+#[derive(Clone, Copy)]
+pub(crate) enum Panels<'a> {
+    /// A matrix `[k, n]` of floats.
+    Dense(MatRef<'a>),
+    /// The transpose of a weight `[n, k]`: the forward pass of a linear layer.
+    Transposed(Weight<'a>, Decoder),
+    /// A weight `[k, n]` as it is: the gradient of a linear layer's input.
+    Straight(Weight<'a>, Decoder),
+}
+
+/// The part of the right operand that fills some panels.
+#[derive(Clone, Copy)]
+pub(crate) struct Part {
+    pub(crate) k0: usize,
+    pub(crate) k: usize,
+    /// A multiple of [`GROUP`].
+    pub(crate) j0: usize,
+    pub(crate) cols: usize,
+}
+
+impl Panels<'_> {
+    /// Packs `part` into `out`, `part.k` values for each column and those that pad it to a group.
+    ///
+    /// Shapes have been checked by the caller: the part lies within the operand.
+    pub(crate) fn pack(&self, kernels: &Kernels, part: Part, out: &mut [f32]) {
+        assert!(out.len() >= part.cols.next_multiple_of(GROUP) * part.k);
+        match self {
+            Panels::Dense(b) if b.col_stride == 1 => pack_rows(kernels, b, part, out),
+            Panels::Dense(b) if b.row_stride == 1 => {
+                b.check(part.k0 + part.k, part.j0 + part.cols);
+                let src = &b.data[part.k0 + part.j0 * b.col_stride..];
+                // SAFETY: `cols` columns of `k` contiguous values were just checked.
+                unsafe {
+                    let target = Target { first: 0, k: part.k, cols: part.cols };
+                    pack_columns(kernels, src.as_ptr(), b.col_stride, part.k, target, out);
+                }
+            }
+            Panels::Dense(b) => pack_strided(kernels, b, part, out),
+            Panels::Transposed(weight, decode) => pack_transposed(kernels, weight, *decode, part, out),
+            Panels::Straight(weight, decode) => pack_straight(kernels, weight, *decode, part, out),
+        }
+    }
+}
+
+/// Rows of `b` are contiguous: copies `nr` values at a time.
+fn pack_rows(kernels: &Kernels, b: &MatRef<'_>, part: Part, out: &mut [f32]) {
+    for p in 0..part.k {
+        let start = (part.k0 + p) * b.row_stride + part.j0;
+        let row = &b.data[start..][..part.cols];
+        for j in (0..part.cols).step_by(16) {
+            prefetch(b.data.as_ptr().wrapping_add(start + AHEAD * b.row_stride + j));
+        }
+        spread(kernels, row, p, part.k, out);
+    }
+}
+
+/// Rows that a strided source is prefetched ahead, which the hardware does not do across pages.
+const AHEAD: usize = 8;
+
+/// Asks for the cache line at `address`, which need not be valid.
+#[inline]
+fn prefetch(address: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch never faults, and SSE is part of the architecture.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// Writes row `p` of the part to its panels.
+#[inline]
+fn spread(kernels: &Kernels, row: &[f32], p: usize, k: usize, out: &mut [f32]) {
+    let nr = kernels.nr;
+    for (panel, values) in row.chunks(nr).enumerate() {
+        let out = &mut out[(panel * k + p) * nr..][..values.len()];
+        let (whole, rest) = values.as_chunks::<16>();
+        let (whole_out, rest_out) = out.as_chunks_mut::<16>();
+        // Lengths known to the compiler, for all but a ragged end: no calls to copy.
+        for (out, values) in whole_out.iter_mut().zip(whole) {
+            *out = *values;
+        }
+        rest_out.copy_from_slice(rest);
+    }
+}
+
+/// Place within a group: rows from `first` of panels with `k` rows.
+#[derive(Clone, Copy)]
+struct Target {
+    first: usize,
+    k: usize,
+    cols: usize,
+}
+
+/// Columns are contiguous: transposes `len` values of each into rows `first..` of the panels.
+///
+/// # Safety
+/// `src` holds `target.cols` columns of `len` values, `stride` apart.
+unsafe fn pack_columns(kernels: &Kernels, src: *const f32, stride: usize, len: usize, target: Target, out: &mut [f32]) {
+    let Target { first, k, cols } = target;
+    assert!(out.len() >= cols.next_multiple_of(GROUP) * k && first + len <= k);
+    let width = kernels.nr.min(16);
+    for j in (0..cols).step_by(width) {
+        let (panel, column) = (j / kernels.nr, j % kernels.nr);
+        // SAFETY: source by the caller's promise; the destination rows lie in the
+        // panel, whose extent was checked above.
+        unsafe {
+            (kernels.transpose)(Transpose {
+                rows: width.min(cols - j),
+                len,
+                src: src.add(j * stride),
+                src_stride: stride,
+                dst: out.as_mut_ptr().add((panel * k + first) * kernels.nr + column),
+                dst_stride: kernels.nr,
+            });
+        }
+    }
+}
+
+fn pack_strided(kernels: &Kernels, b: &MatRef<'_>, part: Part, out: &mut [f32]) {
+    let nr = kernels.nr;
+    for p in 0..part.k {
+        for j in 0..part.cols {
+            let value = b.data[(part.k0 + p) * b.row_stride + (part.j0 + j) * b.col_stride];
+            out[(j / nr * part.k + p) * nr + j % nr] = value;
+        }
+    }
+}
+
+fn pack_transposed(kernels: &Kernels, weight: &Weight<'_>, decode: Decoder, part: Part, out: &mut [f32]) {
+    let format = weight.format;
+    let mut decoded = [0f32; GROUP * STEP_STRIDE];
+    for j0 in (0..part.cols).step_by(GROUP) {
+        let cols = GROUP.min(part.cols - j0);
+        let out = &mut out[j0 * part.k..];
+        for first in (0..part.k).step_by(STEP) {
+            let len = STEP.min(part.k - first);
+            let start = format.row_bytes(part.k0 + first);
+            let bytes = format.row_bytes(len);
+            for (j, dst) in decoded.chunks_exact_mut(STEP_STRIDE).enumerate().take(cols) {
+                let src = &weight.row(part.j0 + j0 + j)[start..start + bytes];
+                // SAFETY: `src` encodes exactly `len` values; the decoder suits the pool's level.
+                unsafe { decode(src.as_ptr(), len, dst[..len].as_mut_ptr()) };
+            }
+            let target = Target { first, k: part.k, cols };
+            // SAFETY: `decoded` holds `cols` columns of `len` values.
+            unsafe { pack_columns(kernels, decoded.as_ptr(), STEP_STRIDE, len, target, out) };
+        }
+    }
+}
+
+fn pack_straight(kernels: &Kernels, weight: &Weight<'_>, decode: Decoder, part: Part, out: &mut [f32]) {
+    let format = weight.format;
+    let start = format.row_bytes(part.j0);
+    let bytes = format.row_bytes(part.cols);
+    let mut decoded = [0f32; COLUMNS];
+    let decoded = &mut decoded[..part.cols];
+    for p in 0..part.k {
+        let src = &weight.row(part.k0 + p)[start..start + bytes];
+        // SAFETY: `src` encodes exactly `cols` values; the decoder suits the pool's level.
+        unsafe { decode(src.as_ptr(), part.cols, decoded.as_mut_ptr()) };
+        spread(kernels, decoded, p, part.k, out);
+    }
+}
+
+/// Packs rows `i0..i0 + rows` and columns `k0..k0 + k` of `a` into `out`, `[k][rows]`.
+pub(crate) fn pack_a(kernels: &Kernels, a: &MatRef<'_>, (i0, rows): (usize, usize), (k0, k): (usize, usize), out: &mut [f32]) {
+    a.check(i0 + rows, k0 + k);
+    assert!(out.len() >= k * rows && rows <= 16);
+    let src = &a.data[i0 * a.row_stride + k0 * a.col_stride..];
+    if a.col_stride == 1 {
+        let (src, dst) = (src.as_ptr(), out.as_mut_ptr());
+        let (src_stride, dst_stride) = (a.row_stride, rows);
+        // SAFETY: `rows` rows of `k` contiguous values, and `k * rows` values of output.
+        unsafe { (kernels.transpose)(Transpose { rows, len: k, src, src_stride, dst, dst_stride }) };
+    } else if a.row_stride == 1 {
+        // The heights of nearly all tiles are constants to the compiler, see `spread`.
+        match rows {
+            14 => copy_columns::<14>(src, a.col_stride, &mut out[..k * rows]),
+            13 => copy_columns::<13>(src, a.col_stride, &mut out[..k * rows]),
+            6 => copy_columns::<6>(src, a.col_stride, &mut out[..k * rows]),
+            _ => {
+                for (p, out) in out.chunks_exact_mut(rows).take(k).enumerate() {
+                    out.copy_from_slice(&src[p * a.col_stride..][..rows]);
+                }
+            }
+        }
+    } else {
+        for (p, out) in out.chunks_exact_mut(rows).take(k).enumerate() {
+            for (r, out) in out.iter_mut().enumerate() {
+                *out = src[r * a.row_stride + p * a.col_stride];
+            }
+        }
+    }
+}
+
+/// Copies runs of `ROWS` values, `stride` apart in `src`, one after another.
+fn copy_columns<const ROWS: usize>(src: &[f32], stride: usize, out: &mut [f32]) {
+    for (p, out) in out.as_chunks_mut::<ROWS>().0.iter_mut().enumerate() {
+        prefetch(src.as_ptr().wrapping_add((p + AHEAD) * stride));
+        out.copy_from_slice(&src[p * stride..][..ROWS]);
+    }
+}

@@ -1,0 +1,91 @@
+//! AVX-512 streamed dot products: weights are decoded in registers, 32 at a time, and
+//! used by every row of activations at once.
+//!
+//! Up to four rows of activations, four weight rows share each load of them; beyond,
+//! two do, which is what the registers hold.
+//!
+//! Tried and rejected: extracting nibbles with a broadcasting load and per-lane shifts
+//! instead of a widening load, with permuted activations (no gain for one row).
+
+use std::arch::x86_64::*;
+
+use super::{Dots, ROWS, Rows};
+use crate::format::Format;
+use crate::quant::avx512::{BF16, F16, F32, Q4_0, Q4_1, Q8_0, Values32};
+
+/// # Safety
+/// See [`super::RowDots`].
+pub(super) unsafe fn row_dots(rows: &Rows, out: &mut Dots) {
+    // SAFETY: the selected function has the same contract.
+    unsafe {
+        match rows.format {
+            Format::F32 => by_rows::<F32>(rows, out),
+            Format::F16 => by_rows::<F16>(rows, out),
+            Format::BF16 => by_rows::<BF16>(rows, out),
+            Format::Q8_0 => by_rows::<Q8_0>(rows, out),
+            Format::Q4_0 => by_rows::<Q4_0>(rows, out),
+            Format::Q4_1 => by_rows::<Q4_1>(rows, out),
+        }
+    }
+}
+
+/// # Safety
+/// See [`super::RowDots`].
+#[inline]
+unsafe fn by_rows<V: Values32>(rows: &Rows, out: &mut Dots) {
+    // SAFETY: the selected function has the same contract.
+    unsafe {
+        match rows.m {
+            1 => dots::<V, 1, 4>(rows, out),
+            2 => dots::<V, 2, 4>(rows, out),
+            3 => dots::<V, 3, 4>(rows, out),
+            4 => dots::<V, 4, 4>(rows, out),
+            5 => dots::<V, 5, 2>(rows, out),
+            6 => dots::<V, 6, 2>(rows, out),
+            7 => dots::<V, 7, 2>(rows, out),
+            _ => dots::<V, 8, 2>(rows, out),
+        }
+    }
+}
+
+/// # Safety
+/// See [`super::RowDots`]; `rows.m == M`.
+#[target_feature(enable = "avx512f,avx512bw,f16c")]
+#[expect(clippy::needless_range_loop, reason = "constant trip counts, unrolled into registers")]
+unsafe fn dots<V: Values32, const M: usize, const R: usize>(rows: &Rows, out: &mut Dots) {
+    let k = rows.k;
+    let whole = k / 32;
+    for first in (0..ROWS).step_by(R) {
+        let mut acc = [[_mm512_setzero_ps(); R]; M];
+        for block in 0..whole {
+            // SAFETY: whole blocks of each weight row, and of each of the `M` rows of `x`.
+            unsafe {
+                let mut w = [[_mm512_setzero_ps(); 2]; R];
+                for r in 0..R {
+                    w[r] = V::load(rows.bytes[first + r].add(block * V::BYTES));
+                }
+                for i in 0..M {
+                    let x = rows.x.add(i * k + block * 32);
+                    let (lo, hi) = (_mm512_loadu_ps(x), _mm512_loadu_ps(x.add(16)));
+                    for r in 0..R {
+                        acc[i][r] = _mm512_fmadd_ps(w[r][0], lo, acc[i][r]);
+                        acc[i][r] = _mm512_fmadd_ps(w[r][1], hi, acc[i][r]);
+                    }
+                }
+            }
+        }
+        for i in 0..M {
+            for r in 0..R {
+                let sum = &mut out[i][first + r];
+                *sum = _mm512_reduce_add_ps(acc[i][r]);
+                for p in whole * 32..k {
+                    // SAFETY: `p < k`; only formats without blocks have such an end.
+                    unsafe {
+                        let w = V::load_one(rows.bytes[first + r].add(p * (V::BYTES / 32)));
+                        *sum += w * *rows.x.add(i * k + p);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Linear layers on weights in any format: forward, and the gradient of the input.
+//!
+//! A weight is `[n, k]` (output by input features). Both directions are the blocked
+//! product of [`crate::gemm`] with a packer that decodes the weight panel by panel,
+//! once per panel; the whole matrix never exists in `f32`. Batches of at most
+//! eight rows (decoding) take the dot products of each encoded row as it streams
+//! past, which is bound by the bandwidth of reading the weight.
+//!
+//! Arithmetic is that of the decoded weight in `f32`: activations are not
+//! quantized. Error and determinism are those of [`crate::gemm`]; the algorithm
+//! depends on `m`, so one row alone may differ from the same row in a larger batch
+//! by rounding.
+
+use crate::format::{Format, Weight};
+use crate::gemm::blocked::{Sizes, blocked, run};
+use crate::gemm::kernel::Epilogue;
+use crate::gemm::pack::Panels;
+use crate::gemm::{MatRef, gemm};
+use crate::isa::Isa;
+use crate::pool::{Disjoint, Pool};
+use crate::quant::decoder;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod scalar;
+#[cfg(test)]
+mod tests;
+
+/// Most rows of activations for which weights are streamed row by row.
+const STREAMED: usize = 8;
+
+/// `y = alpha x Wᵀ + bias + beta y`: `x` is `[m, w.cols]`, `y` is `[m, w.rows]`.
+///
+/// `y` is overwritten, not read, when `beta` is zero.
+///
+/// # Panics
+/// When a length does not match, or the weight has no columns.
+#[track_caller]
+#[expect(clippy::too_many_arguments, reason = "the signature of BLAS plus the bias")]
+pub fn linear(pool: &Pool, m: usize, alpha: f32, x: &[f32], w: &Weight<'_>, bias: Option<&[f32]>, y: &mut [f32], beta: f32) {
+    let sizes = Sizes { m, n: w.rows, k: w.cols };
+    check(sizes, x, w, y);
+    assert!(bias.is_none_or(|bias| bias.len() == w.rows), "bias does not match the weight's rows");
+    if y.is_empty() {
+        return;
+    }
+    let epilogue = Epilogue { alpha, beta, bias };
+    let dense = floats(w).map(|data| MatRef::new(data, w.cols).transposed());
+    let x_ref = MatRef::new(x, w.cols);
+    if m <= STREAMED {
+        stream(pool, sizes, x, w, y, epilogue);
+    } else if let (Some(b), None) = (dense, bias) {
+        gemm(pool, m, w.rows, w.cols, alpha, x_ref, b, y, w.rows, beta);
+    } else {
+        let decode = decoder(pool.isa(), w.format);
+        let panels = dense.map_or(Panels::Transposed(*w, decode), Panels::Dense);
+        blocked(pool, sizes, &x_ref, &panels, Disjoint::new(y), w.rows, epilogue);
+    }
+}
+
+/// `dx = alpha dy W + beta dx`: `dy` is `[m, w.rows]`, `dx` is `[m, w.cols]`.
+///
+/// `dx` is overwritten, not read, when `beta` is zero.
+///
+/// # Panics
+/// When a length does not match, or the weight has no rows.
+#[track_caller]
+pub fn linear_dx(pool: &Pool, m: usize, alpha: f32, dy: &[f32], w: &Weight<'_>, dx: &mut [f32], beta: f32) {
+    let sizes = Sizes { m, n: w.cols, k: w.rows };
+    check(sizes, dy, w, dx);
+    if dx.is_empty() {
+        return;
+    }
+    let dy = MatRef::new(dy, w.rows);
+    if let Some(data) = floats(w) {
+        let b = MatRef::new(data, w.cols);
+        return gemm(pool, m, w.cols, w.rows, alpha, dy, b, dx, w.cols, beta);
+    }
+    let panels = Panels::Straight(*w, decoder(pool.isa(), w.format));
+    let epilogue = Epilogue { alpha, beta, bias: None };
+    blocked(pool, sizes, &dy, &panels, Disjoint::new(dx), w.cols, epilogue);
+}
+
+#[track_caller]
+fn check(sizes: Sizes, input: &[f32], w: &Weight<'_>, output: &[f32]) {
+    w.check();
+    assert!(sizes.k > 0, "a linear layer sums over at least one feature");
+    assert_eq!(input.len(), sizes.m * sizes.k, "input does not match the batch and the weight");
+    assert_eq!(output.len(), sizes.m * sizes.n, "output does not match the batch and the weight");
+}
+
+/// The elements of an F32 weight that happens to be aligned.
+fn floats<'a>(w: &Weight<'a>) -> Option<&'a [f32]> {
+    if w.format != Format::F32 || cfg!(target_endian = "big") {
+        return None;
+    }
+    // SAFETY: every bit pattern is a float.
+    let (before, floats, after) = unsafe { w.data.align_to::<f32>() };
+    (before.is_empty() && after.is_empty()).then_some(floats)
+}
+
+/// Encoded weight rows whose dot products with the activations are taken together.
+const ROWS: usize = 4;
+
+/// Dot products of [`ROWS`] encoded weight rows with up to [`STREAMED`] rows of activations.
+struct Rows {
+    format: Format,
+    /// Rows of `k` encoded values at any alignment; some may be the same.
+    bytes: [*const u8; ROWS],
+    k: usize,
+    /// `[m, k]`, every 32 of them in the order of [`element_at`].
+    x: *const f32,
+    m: usize,
+}
+
+/// Results by row of activations, then by weight row.
+type Dots = [[f32; ROWS]; STREAMED];
+
+/// # Safety
+/// The pointers are valid for the extents; the instruction set is supported.
+type RowDots = unsafe fn(&Rows, &mut Dots);
+
+fn row_dots(isa: Isa) -> RowDots {
+    match isa {
+        Isa::Scalar => scalar::row_dots,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => avx2::row_dots,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => avx512::row_dots,
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => scalar::row_dots,
+    }
+}
+
+fn stream(pool: &Pool, sizes: Sizes, x: &[f32], w: &Weight<'_>, y: &mut [f32], epilogue: Epilogue<'_>) {
+    // Weight rows per task: some ten microseconds of reading.
+    const TASK: usize = 32;
+    let Sizes { m, n, k } = sizes;
+    let dots = row_dots(pool.isa());
+    let y = Disjoint::new(y);
+    run(pool, sizes.is_small(), n.div_ceil(TASK), &|task| {
+        let end = n.min((task + 1) * TASK);
+        for first in (task * TASK..end).step_by(ROWS) {
+            // Past the edge the last row is repeated and its results dropped.
+            let bytes = std::array::from_fn(|r| w.row((first + r).min(end - 1)).as_ptr());
+            let rows = Rows { format: w.format, bytes, k, x: x.as_ptr(), m };
+            let mut out = [[0f32; ROWS]; STREAMED];
+            // SAFETY: lengths were checked; the level is the pool's.
+            unsafe { dots(&rows, &mut out) };
+            for (i, out) in out.into_iter().enumerate().take(m) {
+                let cols = ROWS.min(end - first);
+                // SAFETY: this task alone has these columns.
+                let y = unsafe { y.slice(i * n + first, cols) };
+                for (j, (y, value)) in y.iter_mut().zip(out).enumerate() {
+                    let bias = epilogue.bias.map_or(0.0, |bias| bias[first + j]);
+                    let value = epilogue.alpha * value + bias;
+                    *y = if epilogue.beta == 0.0 { value } else { value + epilogue.beta * *y };
+                }
+            }
+        }
+    });
+}

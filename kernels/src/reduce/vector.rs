@@ -1,0 +1,96 @@
+//! Reductions on vectors. The loops of [`scalar`] are compiled again for wide vectors; only the
+//! exponentials need code of their own.
+
+use super::{Reduce, scalar};
+use crate::simd::{Simd, math, simd_fn};
+
+/// Vectors whose exponentials are summed in `f32` before they are added to an `f64`.
+const BLOCK: usize = 64;
+
+/// `sum(e^(x - top))`, storing the terms in `out` if there is one.
+#[inline(always)]
+fn exp_sum<S: Simd>(s: S, x: &[f32], top: f32, mut out: Option<&mut [f32]>) -> f64 {
+    let shift = s.splat(top);
+    let mut sum = 0.0;
+    for start in (0..x.len()).step_by(BLOCK * S::LANES) {
+        let end = x.len().min(start + BLOCK * S::LANES);
+        let mut acc = s.zero();
+        for i in (start..end).step_by(S::LANES) {
+            let n = end - i;
+            // SAFETY: `i + n <= end`, the length of the row at most.
+            unsafe {
+                let e = math::exp(s, s.sub(s.load_up_to(x.as_ptr().add(i), n), shift));
+                if let Some(out) = &mut out {
+                    s.store_up_to(out.as_mut_ptr().add(i), n, e);
+                }
+                if n >= S::LANES {
+                    acc = s.add(acc, e);
+                } else {
+                    // Lanes above the row hold e^-top; they must not count.
+                    let mut lanes = [0.0; 16];
+                    s.store_part(lanes.as_mut_ptr(), n, e);
+                    acc = s.add(acc, s.load(lanes.as_ptr()));
+                }
+            }
+        }
+        sum += f64::from(s.sum(acc));
+    }
+    sum
+}
+
+simd_fn! {
+    /// As [`scalar::row`].
+    pub(super) fn row<S>(s, op: Reduce, x: &[f32]) -> f64 {
+        if op != Reduce::LogSumExp {
+            return scalar::row(op, x);
+        }
+        let top = scalar::row(Reduce::Max, x);
+        if !top.is_finite() {
+            return top;
+        }
+        top + exp_sum(s, x, top as f32, None).ln()
+    }
+}
+
+simd_fn! {
+    /// As [`scalar::columns`].
+    pub(super) fn columns<S>(_s, op: Reduce, x: &[f32], stride: usize, column: usize, out: &mut [f32]) {
+        scalar::columns(op, x, stride, column, out);
+    }
+}
+
+simd_fn! {
+    pub(super) fn softmax<S>(s, x: &[f32], out: &mut [f32]) {
+        assert_eq!(x.len(), out.len());
+        let top = scalar::row(Reduce::Max, x) as f32;
+        let sum = exp_sum(s, x, top, Some(out));
+        let scale = s.splat((1.0 / sum) as f32);
+        let pointer = out.as_mut_ptr();
+        // SAFETY: in place on one slice.
+        unsafe { crate::simd::map(s, pointer, pointer, out.len(), |e| s.mul(e, scale)) };
+    }
+}
+
+simd_fn! {
+    pub(super) fn softmax_dx<S>(s, y: &[f32], dy: &[f32], dx: &mut [f32]) {
+        let len = y.len();
+        assert!(dy.len() == len && dx.len() == len);
+        let mut dot = 0.0;
+        for start in (0..len).step_by(BLOCK * S::LANES) {
+            let end = len.min(start + BLOCK * S::LANES);
+            let mut acc = s.zero();
+            for i in (start..end).step_by(S::LANES) {
+                // SAFETY: below the length of both slices.
+                acc = unsafe {
+                    s.fma(s.load_up_to(y.as_ptr().add(i), end - i), s.load_up_to(dy.as_ptr().add(i), end - i), acc)
+                };
+            }
+            dot += f64::from(s.sum(acc));
+        }
+        let dot = s.splat(dot as f32);
+        // SAFETY: all slices have `len` elements and do not overlap.
+        unsafe {
+            crate::simd::map2(s, y.as_ptr(), dy.as_ptr(), dx.as_mut_ptr(), len, |y, dy| s.mul(y, s.sub(dy, dot)));
+        }
+    }
+}

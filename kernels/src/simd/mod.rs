@@ -1,0 +1,192 @@
+//! One vector type for all instruction sets, for the kernels that are the same but for width.
+//!
+//! A [`Simd`] token is proof that its instructions may be executed: it is made only inside the
+//! functions that [`simd_fn!`] compiles with these instructions enabled. Kernels are written once,
+//! generic over the token, and are inlined into such a function for each level. There is no
+//! one-lane implementation: at the scalar level a family runs its `scalar.rs`.
+
+mod avx2;
+mod avx512;
+pub(crate) mod math;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use avx2::Avx2;
+pub(crate) use avx512::Avx512;
+
+/// Vectors of `LANES` floats and masks over them.
+///
+/// Lanes are independent and follow IEEE 754; `min` and `max` return the second operand if either
+/// is NaN; comparisons are false on NaN.
+pub(crate) trait Simd: Copy {
+    /// Floats of a vector.
+    const LANES: usize;
+    /// A vector.
+    type F: Copy;
+    /// A mask.
+    type M: Copy;
+
+    fn splat(self, x: f32) -> Self::F;
+    /// # Safety
+    /// `p` is readable for `LANES` floats.
+    unsafe fn load(self, p: *const f32) -> Self::F;
+    /// Loads the first `n <= LANES` lanes, zeros above.
+    ///
+    /// # Safety
+    /// `p` is readable for `n` floats.
+    unsafe fn load_part(self, p: *const f32, n: usize) -> Self::F;
+    /// # Safety
+    /// `p` is writable for `LANES` floats.
+    unsafe fn store(self, p: *mut f32, v: Self::F);
+    /// Stores the first `n <= LANES` lanes.
+    ///
+    /// # Safety
+    /// `p` is writable for `n` floats.
+    unsafe fn store_part(self, p: *mut f32, n: usize, v: Self::F);
+
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a b + c`, rounded once.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `c - a b`, rounded once.
+    fn fnma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sqrt(self, a: Self::F) -> Self::F;
+    /// To the nearest integer, ties to even.
+    fn round(self, a: Self::F) -> Self::F;
+    fn floor(self, a: Self::F) -> Self::F;
+
+    fn and(self, a: Self::F, b: Self::F) -> Self::F;
+    fn or(self, a: Self::F, b: Self::F) -> Self::F;
+    fn xor(self, a: Self::F, b: Self::F) -> Self::F;
+
+    fn lt(self, a: Self::F, b: Self::F) -> Self::M;
+    fn le(self, a: Self::F, b: Self::F) -> Self::M;
+    fn eq(self, a: Self::F, b: Self::F) -> Self::M;
+    fn is_nan(self, a: Self::F) -> Self::M;
+    fn both(self, a: Self::M, b: Self::M) -> Self::M;
+    fn either(self, a: Self::M, b: Self::M) -> Self::M;
+    /// `a` where the mask is set, else `b`.
+    fn select(self, mask: Self::M, a: Self::F, b: Self::F) -> Self::F;
+
+    /// `x 2^n` for integral `n` in `-252..=254`, rounded once.
+    fn scale(self, x: Self::F, n: Self::F) -> Self::F;
+    /// Mantissa in `[1, 2)` and exponent of positive finite numbers, subnormal ones included.
+    fn split(self, x: Self::F) -> (Self::F, Self::F);
+
+    /// Sum of the lanes in a fixed order.
+    fn sum(self, a: Self::F) -> f32;
+
+    #[inline(always)]
+    fn zero(self) -> Self::F {
+        self.splat(0.0)
+    }
+    #[inline(always)]
+    fn neg(self, a: Self::F) -> Self::F {
+        self.xor(a, self.splat(-0.0))
+    }
+    #[inline(always)]
+    fn abs(self, a: Self::F) -> Self::F {
+        self.and(a, self.splat(f32::from_bits(0x7fff_ffff)))
+    }
+    /// Magnitude of `a`, a number that is not negative, with the sign of `sign`.
+    #[inline(always)]
+    fn with_sign(self, a: Self::F, sign: Self::F) -> Self::F {
+        self.or(a, self.and(sign, self.splat(-0.0)))
+    }
+    /// Largest lane; NaN lanes may be lost.
+    #[inline(always)]
+    fn top(self, a: Self::F) -> f32 {
+        let mut lanes = [f32::NEG_INFINITY; 16];
+        // SAFETY: there are at most 16 lanes.
+        unsafe { self.store(lanes.as_mut_ptr(), a) };
+        lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+    /// Loads `n` lanes: a whole vector if there are enough.
+    ///
+    /// # Safety
+    /// `p` is readable for `min(n, LANES)` floats.
+    #[inline(always)]
+    unsafe fn load_up_to(self, p: *const f32, n: usize) -> Self::F {
+        // SAFETY: promised by the caller.
+        unsafe { if n >= Self::LANES { self.load(p) } else { self.load_part(p, n) } }
+    }
+    /// Stores `n` lanes: a whole vector if there are enough.
+    ///
+    /// # Safety
+    /// `p` is writable for `min(n, LANES)` floats.
+    #[inline(always)]
+    unsafe fn store_up_to(self, p: *mut f32, n: usize, v: Self::F) {
+        // SAFETY: promised by the caller.
+        unsafe { if n >= Self::LANES { self.store(p, v) } else { self.store_part(p, n, v) } }
+    }
+}
+
+/// Defines a kernel over a [`Simd`] token: a function that takes the level first, and runs the body
+/// compiled for that level.
+///
+/// The level must come from a [`crate::pool::Pool`], which has checked that the CPU supports it.
+macro_rules! simd_fn {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident<$S:ident>($s:ident $(, $arg:ident: $ty:ty)* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments, reason = "kernels take sizes and operands flat")]
+        $vis fn $name(isa: $crate::isa::Isa $(, $arg: $ty)*) $(-> $ret)? {
+            #[inline(always)]
+            #[allow(clippy::too_many_arguments, reason = "kernels take sizes and operands flat")]
+            fn body<$S: $crate::simd::Simd>($s: $S $(, $arg: $ty)*) $(-> $ret)? $body
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+            #[allow(clippy::too_many_arguments, reason = "kernels take sizes and operands flat")]
+            fn avx512($($arg: $ty),*) $(-> $ret)? {
+                body($crate::simd::Avx512::new() $(, $arg)*)
+            }
+            #[target_feature(enable = "avx2,fma,f16c")]
+            #[allow(clippy::too_many_arguments, reason = "kernels take sizes and operands flat")]
+            fn avx2($($arg: $ty),*) $(-> $ret)? {
+                body($crate::simd::Avx2::new() $(, $arg)*)
+            }
+            // SAFETY: the level comes from a pool, which has checked it against the CPU.
+            unsafe {
+                if isa >= $crate::isa::Isa::Avx512 { avx512($($arg),*) } else { avx2($($arg),*) }
+            }
+        }
+    };
+}
+pub(crate) use simd_fn;
+
+/// `out[i] = f(x[i])`.
+///
+/// There is one call of `f`, so that it is inlined whatever its size: left on its own it would be
+/// compiled without the instructions of its token.
+///
+/// # Safety
+/// `x` is readable and `out` writable for `len` floats; they are equal or do not overlap.
+#[inline(always)]
+pub(crate) unsafe fn map<S: Simd>(s: S, x: *const f32, out: *mut f32, len: usize, f: impl Fn(S::F) -> S::F) {
+    for i in (0..len).step_by(S::LANES) {
+        // SAFETY: every access is below `len`.
+        unsafe { s.store_up_to(out.add(i), len - i, f(s.load_up_to(x.add(i), len - i))) };
+    }
+}
+
+/// `out[i] = f(a[i], b[i])`.
+///
+/// # Safety
+/// As [`map`], for both operands.
+#[inline(always)]
+pub(crate) unsafe fn map2<S: Simd>(
+    s: S,
+    a: *const f32,
+    b: *const f32,
+    out: *mut f32,
+    len: usize,
+    f: impl Fn(S::F, S::F) -> S::F,
+) {
+    for i in (0..len).step_by(S::LANES) {
+        let n = len - i;
+        // SAFETY: every access is below `len`.
+        unsafe { s.store_up_to(out.add(i), n, f(s.load_up_to(a.add(i), n), s.load_up_to(b.add(i), n))) };
+    }
+}

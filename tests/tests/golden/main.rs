@@ -1,0 +1,4 @@
+//! Against numbers that other software computed; `golden/README.md` says which and how.
+
+mod families;
+mod smollm2;
