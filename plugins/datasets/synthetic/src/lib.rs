@@ -14,7 +14,7 @@
 mod question;
 mod random;
 
-use question::Question;
+use question::{FACTS, QUESTIONS, Question, Shares};
 use random::{Random, content_hash};
 use swift_sdk::prelude::*;
 
@@ -41,9 +41,9 @@ fn held_out(question: &Question) -> bool {
     content_hash(&question.content()).is_multiple_of(10)
 }
 
-fn draw(random: &mut Random, accept: impl Fn(&Question) -> bool) -> Question {
+fn draw(random: &mut Random, shares: &Shares, accept: impl Fn(&Question) -> bool) -> Question {
     loop {
-        let question = Question::draw(random);
+        let question = Question::draw(random, shares);
         if accept(&question) {
             return question;
         }
@@ -66,11 +66,11 @@ impl Synthetic {
         let sample = match split {
             "pretrain" => {
                 let accept = |q: &Question| self.pretrain_heldout || !held_out(q);
-                let facts: Vec<String> = (0..self.facts.max(1)).map(|_| draw(random, accept).statement(random)).collect();
+                let facts: Vec<String> = (0..self.facts.max(1)).map(|_| draw(random, &FACTS, accept).statement(random)).collect();
                 Sample::new(vec![Turn { train: true, ..Turn::text("text", facts.join("\n")) }])
             }
             "preference" => {
-                let question = draw(random, |q| !held_out(q));
+                let question = draw(random, &QUESTIONS, |q| !held_out(q));
                 let (right, wrong) = (question.answer(), question.wrong_answer(random));
                 let mut sample = Sample::new(vec![Turn::text("user", question.prompt(random))]).answer(&right);
                 sample.chosen = vec![Turn::text("assistant", right)];
@@ -78,7 +78,7 @@ impl Synthetic {
                 sample
             }
             _ => {
-                let question = draw(random, |q| held_out(q) == (split == "heldout"));
+                let question = draw(random, &QUESTIONS, |q| held_out(q) == (split == "heldout"));
                 let answer = question.answer();
                 let turns = vec![Turn::text("user", question.prompt(random)), Turn::text("assistant", answer.as_str())];
                 Sample::new(turns).answer(&answer)
@@ -127,7 +127,7 @@ mod tests {
         let (train, heldout) = (prompts("train", 8000), prompts("heldout", 500));
         assert!(train.is_disjoint(&heldout));
         assert!(prompts("preference", 1000).is_disjoint(&heldout));
-        assert!(train.len() > 4000 && heldout.len() > 300);
+        assert!(train.len() > 3000 && heldout.len() > 250, "{} and {}", train.len(), heldout.len());
     }
 
     #[test]

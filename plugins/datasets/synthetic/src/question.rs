@@ -40,26 +40,41 @@ pub enum Question {
 
 use Question::{Calendar, Table, Unit};
 
+/// How often each skill is drawn, in percent: sums, differences, products, calendars, units, and tables for the rest.
+pub struct Shares([u64; 5]);
+
+/// What is asked.
+pub const QUESTIONS: Shares = Shares([25, 20, 13, 16, 16]);
+
+/// What is told: more of what takes a small model longest to learn, which is to look something up in a table.
+pub const FACTS: Shares = Shares([20, 15, 9, 18, 11]);
+
 impl Question {
     /// Any question.
-    pub fn draw(random: &mut Random) -> Question {
-        match random.within(0, 99) {
-            0..25 => Question::Arithmetic(Arithmetic::Add, random.within(0, LARGEST), random.within(0, LARGEST)),
-            25..45 => {
+    pub fn draw(random: &mut Random, shares: &Shares) -> Question {
+        let mut drawn = random.within(0, 99);
+        let skill = shares.0.iter().position(|share| {
+            let here = drawn < *share;
+            drawn = drawn.wrapping_sub(if here { 0 } else { *share });
+            here
+        });
+        match skill {
+            Some(0) => Question::Arithmetic(Arithmetic::Add, random.within(0, LARGEST), random.within(0, LARGEST)),
+            Some(1) => {
                 let (a, b) = (random.within(0, LARGEST), random.within(0, LARGEST));
                 Question::Arithmetic(Arithmetic::Subtract, a.max(b), a.min(b))
             }
-            45..58 => Question::Arithmetic(Arithmetic::Multiply, random.within(0, 9), random.within(0, 9)),
-            58..74 => {
-                let (cycle, most): (&[&str], u64) = if random.chance(50) { (&DAYS, 6) } else { (&MONTHS, 3) };
+            Some(2) => Question::Arithmetic(Arithmetic::Multiply, random.within(0, 9), random.within(0, 9)),
+            Some(3) => {
+                let (cycle, most): (&[&str], u64) = if random.chance(60) { (&DAYS, 6) } else { (&MONTHS, 3) };
                 let from = random.within(0, cycle.len() as u64 - 1) as usize;
-                Calendar { cycle, from, steps: random.within(1, most), back: random.chance(30) }
+                Calendar { cycle, from, steps: random.within(1, most), back: random.chance(40) }
             }
-            74..90 => {
+            Some(_) => {
                 let pair = random.within(0, UNITS.len() as u64 - 1) as usize;
                 Unit { pair, count: random.within(1, UNITS[pair].3), to_small: random.chance(50) }
             }
-            _ => Question::draw_table(random),
+            None => Question::draw_table(random),
         }
     }
 
@@ -73,11 +88,11 @@ impl Question {
                 rows.push(row);
             }
         }
-        let ask = random.chance(70).then(|| random.within(0, size as u64 - 1) as usize);
+        let ask = random.chance(80).then(|| random.within(0, size as u64 - 1) as usize);
         Table { rows, ask }
     }
 
-    /// What decides the split: the same for all wordings, and for both orders of a sum or product.
+    /// What decides the split: the same for all wordings, for both orders of a sum or product, and for all that a table can be asked.
     pub fn content(&self) -> String {
         match self {
             Question::Arithmetic(op, a, b) => {
@@ -86,7 +101,7 @@ impl Question {
             }
             Calendar { cycle, from, steps, back } => format!("{} {steps} {back}", cycle[*from]),
             Unit { pair, count, to_small } => format!("{} {count} {to_small}", UNITS[*pair].0),
-            Table { rows, ask } => format!("{rows:?} {ask:?}"),
+            Table { rows, .. } => format!("{rows:?}"),
         }
     }
 
@@ -152,12 +167,11 @@ impl Question {
                 }
             }
             Table { rows, ask } => {
-                let table: Vec<String> = rows.iter().map(|(name, number)| format!("{name}: {number}")).collect();
                 let ask = match ask {
                     Some(row) => format!("What is the number of {}?", rows[*row].0),
                     None => "Who has the largest number?".to_string(),
                 };
-                format!("{}\n{ask}", table.join("\n"))
+                format!("{}{ask}", table_lines(rows))
             }
         }
     }
@@ -193,14 +207,18 @@ impl Question {
                     _ => format!("{given} {from} in {to} is {answer}."),
                 }
             }
-            Table { rows, ask } => {
-                let table: Vec<String> = rows.iter().map(|(name, number)| format!("{name}: {number}")).collect();
-                let fact = match ask {
-                    Some(row) => format!("The number of {} is {answer}.", rows[*row].0),
-                    None => format!("The one who has the largest number is {answer}."),
-                };
-                format!("{}\n{fact}", table.join("\n"))
+            Table { rows, ask: Some(_) } => {
+                // Every row, in any order: each is one more look-up to learn from.
+                let mut left = rows.clone();
+                let mut text = table_lines(rows);
+                while !left.is_empty() {
+                    let (name, number) = left.swap_remove(random.within(0, left.len() as u64 - 1) as usize);
+                    let space = if left.len() + 1 < rows.len() { " " } else { "" };
+                    text += &format!("{space}The number of {name} is {number}.");
+                }
+                text
             }
+            Table { rows, ask: None } => format!("{}The one who has the largest number is {answer}.", table_lines(rows)),
         }
     }
 }
@@ -221,6 +239,11 @@ impl Arithmetic {
             Arithmetic::Multiply => "times",
         }
     }
+}
+
+/// A row a line. A name follows a space wherever it stands, so that its tokens are the same in the table and in the question.
+fn table_lines(rows: &[(&str, u64)]) -> String {
+    rows.iter().map(|(name, number)| format!("- {name}: {number}\n")).collect()
 }
 
 fn calendar_unit(cycle: &[&str], steps: u64) -> (&'static str, &'static str) {
