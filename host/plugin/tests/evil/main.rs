@@ -70,10 +70,12 @@ fn evil() -> Option<Plugin> {
     PLUGIN.get_or_init(|| evil_bytes().map(|bytes| host_with(tight()).load_bytes("evil", bytes).unwrap())).clone()
 }
 
+/// Holds a refusal to what it has to say. `--nocapture` shows every one of them, to be read and counted.
 #[track_caller]
 fn contains(message: &str, wanted: &[&str]) {
     for want in wanted {
         assert!(message.contains(want), "`{want}` is not in: {message}");
     }
     assert!(!message.chars().any(char::is_control), "control characters in: {message:?}");
+    println!("refused: {message}");
 }
