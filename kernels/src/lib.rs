@@ -28,6 +28,7 @@ pub mod random;
 pub mod reduce;
 pub mod rope;
 pub mod swiglu;
+pub mod topk;
 
 #[cfg(target_arch = "x86_64")]
 mod simd;

@@ -148,6 +148,9 @@ fn attributes(op: &Op, names: &mut dyn Names) -> Vec<String> {
         Op::Linear(op) => vec![format!("alpha={}", number(op.alpha)), flag(op.bias, "bias"), flag(op.addend, "addend")],
         Op::LinearDx(op) => vec![format!("alpha={}", number(op.alpha)), flag(op.addend, "addend")],
         Op::LinearDw(op) => vec![format!("alpha={}", number(op.alpha))],
+        Op::TopK(op) => vec![format!("k={}", op.k)],
+        Op::ScatterLast(op) => vec![format!("count={}", names.dim(&op.count))],
+        Op::GroupedLinearDw(op) => vec![format!("count={}", names.dim(&op.count))],
         Op::EmbedDw(op) => vec![format!("vocab={}", names.dim(&op.vocab))],
         Op::RmsNorm(op) => {
             vec![format!("eps={}", number(op.eps)), flag(op.unit_offset, "unit-offset"), flag(op.weight, "weight")]
@@ -173,6 +176,9 @@ fn attributes(op: &Op, names: &mut dyn Names) -> Vec<String> {
         | Op::Softmax(_)
         | Op::SoftmaxDx(_)
         | Op::GatherRows(_)
+        | Op::GatherLast(_)
+        | Op::GroupedLinear(_)
+        | Op::GroupedLinearDx(_)
         | Op::Embed(_)
         | Op::RmsNormDw(_)
         | Op::SwiGlu(_)

@@ -24,6 +24,7 @@ use crate::quant::decoder;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub mod grouped;
 mod scalar;
 #[cfg(test)]
 mod tests;

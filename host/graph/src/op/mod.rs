@@ -2,8 +2,8 @@
 //! evaluation in f64. A device has a file of the same name that says how it is launched. [`Op`] lists them all; matches over it are
 //! exhaustive, so a missing piece does not compile.
 //!
-//! Primitives: elementwise, layout, reduce, gather, matmul. Composites with kernels of their own: linear, embed, norm, rope,
-//! attention, swiglu, cross-entropy, dropout.
+//! Primitives: elementwise, layout, reduce, gather, top-k, matmul. Composites with kernels of their own: linear, grouped-linear,
+//! embed, norm, rope, attention, swiglu, cross-entropy, dropout.
 
 mod attention;
 mod cross_entropy;
@@ -12,6 +12,7 @@ mod elementwise;
 mod embed;
 mod fused;
 mod gather;
+mod grouped_linear;
 mod identity;
 mod layout;
 mod leaf;
@@ -21,6 +22,7 @@ mod norm;
 mod reduce;
 mod rope;
 mod swiglu;
+mod top_k;
 
 pub use attention::{Attention, AttentionBackward, AttentionSpec, CachedAttention};
 pub use cross_entropy::{CrossEntropySpec, LinearCrossEntropy, LinearCrossEntropyBackward};
@@ -29,6 +31,7 @@ pub use elementwise::{Binary, BinaryOp, Cast, Select, Unary, UnaryOp};
 pub use embed::{Embed, EmbedDw};
 pub use fused::{Fused, Instr, Span};
 pub use gather::{GatherRows, ScatterRows};
+pub use grouped_linear::{GroupedLinear, GroupedLinearDw, GroupedLinearDx};
 pub use identity::{Part, Read, StopGrad};
 pub use layout::{Concat, Expand, Pad, Permute, Reshape, Slice};
 pub use leaf::{Constant, ConstantData, Full, Input, Iota, Param, State};
@@ -38,6 +41,7 @@ pub use norm::{RmsNorm, RmsNormDw, RmsNormDx};
 pub use reduce::{Reduce, ReduceOp, SegmentReduce, Softmax, SoftmaxDx};
 pub use rope::{Rope, RopeLayout};
 pub use swiglu::{SwiGlu, SwiGluBackward};
+pub use top_k::{GatherLast, ScatterLast, TopK};
 
 use crate::autodiff::Backward;
 use crate::interp::{Eval, Tensor};
@@ -168,6 +172,12 @@ ops! {
     GatherRows,
     /// Rows written or added by index.
     ScatterRows,
+    /// Places of the largest along the last axis.
+    TopK,
+    /// Elements of the last axis by index.
+    GatherLast,
+    /// Elements added along the last axis by index.
+    ScatterLast,
     /// Batched matrix product.
     MatMul,
     /// Product with a weight.
@@ -176,6 +186,12 @@ ops! {
     LinearDx,
     /// Gradient of linear in its weight.
     LinearDw,
+    /// Product with the weight of each row's experts.
+    GroupedLinear,
+    /// Gradient of grouped linear in its input.
+    GroupedLinearDx,
+    /// Gradient of grouped linear in its weights.
+    GroupedLinearDw,
     /// Table lookup.
     Embed,
     /// Gradient of a table.

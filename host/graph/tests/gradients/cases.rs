@@ -141,6 +141,16 @@ fn layout() -> Vec<(&'static str, Build)> {
             let idx = c.ints("idx", &[1, 1, -1, 0]);
             c.push(op::ScatterRows { accumulate: true }, &[base, idx, rows])
         }),
+        case("gather-last", |c| {
+            let (x, idx) = (c.x(&[3, 5]), c.ints("idx", &[2, 0, 2, -1, 4, 4]));
+            let idx = c.g.reshape(idx, shape(&[3, 2])).unwrap();
+            c.push(op::GatherLast, &[x, idx])
+        }),
+        case("scatter-last", |c| {
+            let (x, idx) = (c.x(&[2, 3]), c.ints("idx", &[1, 1, -1, 0, 3, 1]));
+            let idx = c.g.reshape(idx, shape(&[2, 3])).unwrap();
+            c.push(op::ScatterLast { count: Dim::fixed(4) }, &[x, idx])
+        }),
         case("scatter-rows writes", |c| {
             let (base, rows) = (c.x(&[3, 2]), c.x(&[4, 2]));
             let idx = c.ints("idx", &[1, 1, -1, 0]);
@@ -218,6 +228,16 @@ fn products() -> Vec<(&'static str, Build)> {
         let (x, w) = (c.x(&[2, 3, 4]), c.weight(&[5, 4]));
         c.g.linear(x, w).unwrap()
     }));
+    for trains in [true, false] {
+        cases.push(case("grouped-linear", move |c| {
+            let x = c.x(&[4, 3]);
+            let w = if trains { c.weight(&[3, 2, 3]) } else { c.frozen(&[3, 2, 3]) };
+            let experts = c.ints("experts", &[2, 0, 0, 2, -1, 0, 2, 2]);
+            let experts = c.g.reshape(experts, shape(&[4, 2])).unwrap();
+            c.push(op::GroupedLinear, &[x, w, experts])
+        }));
+    }
+    cases.push(case("a mixture of experts", mixture));
     cases.push(case("linear of a vector", |c| {
         let (x, w) = (c.x(&[4]), c.weight(&[5, 4]));
         c.g.linear(x, w).unwrap()
@@ -227,6 +247,28 @@ fn products() -> Vec<(&'static str, Build)> {
         c.push(op::Linear { alpha: Float(1.0), bias: true, addend: false }, &[x, w, b])
     }));
     cases
+}
+
+/// Routing, two products by expert and the weighted sum, as models spell it.
+fn mixture(c: &mut Case) -> NodeId {
+    let (x, router) = (c.rows(&[5, 3]), c.weight(&[4, 3]));
+    let logits = c.g.linear(x, router).unwrap();
+    let p = c.push(op::Softmax, &[logits]);
+    let chosen = c.push(op::TopK { k: 2 }, &[p]);
+    let p = c.push(op::GatherLast, &[p, chosen]);
+    let total = c.g.reduce(ReduceOp::Sum, p, &[1], true).unwrap();
+    let p = c.g.div(p, total).unwrap();
+    let (up, down) = (c.weight(&[4, 6, 3]), c.weight(&[4, 3, 6]));
+    let h = c.push(op::GroupedLinear, &[x, up, chosen]);
+    let h = c.g.unary(UnaryOp::Silu, h).unwrap();
+    let pairs = n().mul(&Dim::fixed(2)).unwrap();
+    let h = c.g.reshape(h, vec![pairs.clone(), Dim::fixed(6)].into()).unwrap();
+    let own = c.g.reshape(chosen, vec![pairs, Dim::fixed(1)].into()).unwrap();
+    let y = c.push(op::GroupedLinear, &[h, down, own]);
+    let y = c.g.reshape(y, vec![n(), Dim::fixed(2), Dim::fixed(3)].into()).unwrap();
+    let p = c.g.reshape(p, vec![n(), Dim::fixed(2), Dim::fixed(1)].into()).unwrap();
+    let y = c.g.mul(y, p).unwrap();
+    c.g.reduce(ReduceOp::Sum, y, &[1], false).unwrap()
 }
 
 fn layers() -> Vec<(&'static str, Build)> {

@@ -22,6 +22,8 @@ enum Gradient {
 fn gradient(op: &Op) -> Gradient {
     match op {
         Op::Input(_) | Op::State(_) | Op::Constant(_) | Op::Full(_) | Op::Iota(_) => Gradient::Leaf,
+        // Its result is whole numbers.
+        Op::TopK(_) => Gradient::Leaf,
         Op::Param(_)
         | Op::Read(_)
         | Op::StopGrad(_)
@@ -40,8 +42,11 @@ fn gradient(op: &Op) -> Gradient {
         | Op::SegmentReduce(_)
         | Op::GatherRows(_)
         | Op::ScatterRows(_)
+        | Op::GatherLast(_)
+        | Op::ScatterLast(_)
         | Op::MatMul(_)
         | Op::Linear(_)
+        | Op::GroupedLinear(_)
         | Op::Embed(_)
         | Op::RmsNorm(_)
         | Op::Rope(_)
@@ -55,6 +60,8 @@ fn gradient(op: &Op) -> Gradient {
         | Op::SoftmaxDx(_)
         | Op::LinearDx(_)
         | Op::LinearDw(_)
+        | Op::GroupedLinearDx(_)
+        | Op::GroupedLinearDw(_)
         | Op::EmbedDw(_)
         | Op::RmsNormDx(_)
         | Op::RmsNormDw(_)
@@ -72,6 +79,8 @@ fn others(c: &mut Case) -> Vec<(Op, Vec<swift_graph::NodeId>)> {
     let (dy, d) = (c.x(&[2, 3]), c.x(&[4]));
     let (column, ids) = (c.x(&[2]), c.ints("ids", &[0, 1]));
     let (q, lse) = (c.x(&[2, 1, 4]), c.x(&[1, 2]));
+    let (stack, dy3) = (c.x(&[2, 3, 4]), c.x(&[2, 1, 3]));
+    let experts = c.g.reshape(ids, fixed(&[2, 1])).unwrap();
     let norm = c.push(op::RmsNorm { eps: Float(1e-5), unit_offset: false, weight: true }, &[x, d]);
     let spec = op::AttentionSpec { scale: Float(1.0), softcap: None, causal: true, window: None };
     let ce = op::CrossEntropySpec { label_smoothing: Float(0.0), z_loss: Float(0.0), softcap: None, temperature: Float(1.0) };
@@ -89,6 +98,8 @@ fn others(c: &mut Case) -> Vec<(Op, Vec<swift_graph::NodeId>)> {
         (op::SoftmaxDx.into(), vec![x, x]),
         (op::LinearDx { alpha: Float(1.0), addend: false }.into(), vec![dy, w]),
         (op::LinearDw { alpha: Float(1.0) }.into(), vec![dy, x]),
+        (op::GroupedLinearDx.into(), vec![dy3, stack, experts]),
+        (op::GroupedLinearDw { count: 2.into() }.into(), vec![dy3, x, experts]),
         (op::EmbedDw { vocab: 3.into() }.into(), vec![x, ids]),
         (op::RmsNormDx { unit_offset: false, weight: true }.into(), vec![x, d, column, x]),
         (op::RmsNormDw.into(), vec![x, column, x]),
@@ -127,7 +138,7 @@ fn every_op_is_checked_or_refused() {
         assert!(if name == "part" { part } else { refused && error.to_string().contains("`layer`") }, "{name}: {error}");
     }
     // As many names as variants: the match above is exhaustive, so the sets agree.
-    assert_eq!(covered.len(), 44, "{covered:?}");
+    assert_eq!(covered.len(), 50, "{covered:?}");
 }
 
 #[test]

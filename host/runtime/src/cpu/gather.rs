@@ -18,7 +18,7 @@ pub(super) fn check(op: &'static str, what: &'static str, indices: &[i32], limit
     }
 }
 
-/// `out[i] = table[idx[i]]`.
+/// `out[i] = table[idx[i]]`, zeros where the index is negative.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Gather {
     rows: usize,
@@ -31,7 +31,7 @@ pub(crate) struct Gather {
 impl Gather {
     pub(super) fn run(&self, m: &Memory<'_>) -> Result<()> {
         let idx = m.i32(self.idx);
-        check("gather-rows", "index", idx, self.rows, false)?;
+        check("gather-rows", "index", idx, self.rows, true)?;
         layout::gather_rows(m.pool, self.rows, self.d, idx, m.bits(self.table), m.bits_mut(self.out));
         Ok(())
     }
@@ -43,7 +43,7 @@ pub(super) fn gather(p: &mut Prepare<'_, '_>) -> Result<Kernel> {
     Ok(Kernel::Gather(Gather { rows: dims[0], d: dims[1..].iter().product(), table, idx, out }))
 }
 
-/// `out = base`, then `out[idx[i]] = rows[i]` or `+= rows[i]`.
+/// `out = base`, then `out[idx[i]] = rows[i]` or `+= rows[i]` where the index is not negative.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scatter {
     accumulate: bool,
@@ -58,7 +58,7 @@ pub(crate) struct Scatter {
 impl Scatter {
     pub(super) fn run(&self, m: &Memory<'_>) -> Result<()> {
         let idx = m.i32(self.idx);
-        check("scatter-rows", "index", idx, self.count, false)?;
+        check("scatter-rows", "index", idx, self.count, true)?;
         if !m.same(self.base, self.out) {
             copy(m, self.base, self.out);
         }
@@ -67,7 +67,7 @@ impl Scatter {
         } else if self.d > 0 {
             // In order on one thread: the last of equal indices wins.
             let (rows, out) = (m.bits(self.rows), m.bits_mut(self.out));
-            for (row, &at) in rows.chunks_exact(self.d).zip(idx) {
+            for (row, &at) in rows.chunks_exact(self.d).zip(idx).filter(|(_, at)| **at >= 0) {
                 out[at as usize * self.d..][..self.d].copy_from_slice(row);
             }
         }

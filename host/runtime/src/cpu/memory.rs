@@ -89,6 +89,12 @@ impl Memory<'_> {
     }
 
     #[expect(clippy::mut_from_ref, reason = "as `f32_mut`")]
+    pub(crate) fn i32_mut(&self, r: Ref) -> &mut [i32] {
+        // SAFETY: as `f32_mut`.
+        unsafe { std::slice::from_raw_parts_mut(self.at(r), r.len) }
+    }
+
+    #[expect(clippy::mut_from_ref, reason = "as `f32_mut`")]
     pub(crate) fn bits_mut(&self, r: Ref) -> &mut [u32] {
         // SAFETY: as `f32_mut`.
         unsafe { std::slice::from_raw_parts_mut(self.at(r), r.len) }

@@ -14,6 +14,7 @@ mod embed;
 mod executable;
 mod fused;
 mod gather;
+mod grouped_linear;
 mod identity;
 mod layout;
 mod leaf;
@@ -25,6 +26,7 @@ mod prepare;
 mod reduce;
 mod rope;
 mod swiglu;
+mod top_k;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -139,9 +141,14 @@ kernels! {
     Segments(reduce::Segments),
     Gather(gather::Gather),
     Scatter(gather::Scatter),
+    TopK(top_k::TopK),
+    ByIndex(top_k::ByIndex),
     Product(matmul::Product),
     Linear(linear::Linear),
     WeightGradient(linear::WeightGradient),
+    GroupedLinear(grouped_linear::Forward),
+    GroupedGradient(grouped_linear::Gradient),
+    GroupedWeightGradient(grouped_linear::WeightGradient),
     Embed(embed::Embed),
     EmbedGradient(embed::EmbedGradient),
     Norm(norm::Norm),
@@ -184,10 +191,16 @@ fn prepare_launch(p: &mut Prepare<'_, '_>) -> Result<Kernel> {
         Op::SegmentReduce(op) => reduce::segment_reduce(op, p),
         Op::GatherRows(_) => gather::gather(p),
         Op::ScatterRows(op) => gather::scatter(op, p),
+        Op::TopK(op) => top_k::top_k(op, p),
+        Op::GatherLast(_) => top_k::gather(p),
+        Op::ScatterLast(_) => top_k::scatter(p),
         Op::MatMul(op) => matmul::prepare(op, p),
         Op::Linear(op) => linear::forward(op, p),
         Op::LinearDx(op) => linear::dx(op, p),
         Op::LinearDw(op) => linear::dw(op, p),
+        Op::GroupedLinear(_) => grouped_linear::forward(p),
+        Op::GroupedLinearDx(_) => grouped_linear::dx(p),
+        Op::GroupedLinearDw(_) => grouped_linear::dw(p),
         Op::Embed(_) => embed::forward(p),
         Op::EmbedDw(_) => embed::dw(p),
         Op::RmsNorm(op) => norm::forward(op, p),

@@ -26,6 +26,7 @@ pub(crate) fn rows(sizes: &[u64]) -> Vec<Dim> {
     std::iter::once(n()).chain(dims(sizes)).collect()
 }
 
+#[derive(Clone)]
 pub(crate) struct Case {
     pub(crate) g: Graph,
     pub(crate) env: Env,

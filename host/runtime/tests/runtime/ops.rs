@@ -202,15 +202,59 @@ fn segments_and_rows_by_index() {
     for op in [Sum, Mean, Max, Min, Prod, LogSumExp] {
         c.all(SegmentReduce { op, count: Dim::fixed(6) }, &[x, segments]);
     }
-    let idx = c.i(dims(&[4]), vec![0, 36, 5, 5]);
+    let idx = c.i(dims(&[5]), vec![0, 36, -1, 5, 5]);
     c.all(GatherRows, &[x, idx]);
-    let added = c.x(dims(&[4, 2, 3]));
+    let added = c.x(dims(&[5, 2, 3]));
     for accumulate in [false, true] {
         c.all(ScatterRows { accumulate }, &[x, idx, added]);
         let fresh = c.g.scale(x, 2.0).unwrap();
         c.all(ScatterRows { accumulate }, &[fresh, idx, added]);
     }
     c.check();
+}
+
+#[test]
+fn the_largest_and_elements_by_index() {
+    let mut c = Case::new();
+    let x = c.x(rows(&[3, 9]));
+    for k in [1, 2, 9] {
+        let chosen = c.all(TopK { k }, &[x]);
+        let values = c.all(GatherLast, &[x, chosen]);
+        c.all(ScatterLast { count: Dim::fixed(9) }, &[values, chosen]);
+    }
+    let places = c.i(rows(&[4]), (0..4 * N as i32).map(|i| i * 5 % 7 - 1).collect());
+    let (flat, wide) = (c.x(rows(&[6])), c.x(rows(&[4])));
+    c.all(GatherLast, &[flat, places]);
+    c.all(ScatterLast { count: Dim::fixed(6) }, &[wide, places]);
+    let whole = c.i(rows(&[6]), (0..6 * N as i32).collect());
+    c.all(GatherLast, &[whole, places]);
+    // A vector is one row.
+    let line = c.x(rows(&[]));
+    c.all(TopK { k: 5 }, &[line]);
+    c.check();
+}
+
+#[test]
+fn experts_in_every_format() {
+    for format in FORMATS {
+        let mut c = Case::new();
+        let x = c.x(rows(&[64]));
+        let w = c.w(&[5, 24, 64], format);
+        let experts = |i: i32| if i % 11 == 3 { -1 } else { i * i % 4 };
+        let chosen = c.i(rows(&[2]), (0..2 * N as i32).map(experts).collect());
+        c.all(GroupedLinear, &[x, w, chosen]);
+        let few = c.x(dims(&[2, 64]));
+        let own = c.i(dims(&[2, 1]), vec![4, 1]);
+        c.all(GroupedLinear, &[few, w, own]);
+        let d_y = c.x(rows(&[2, 24]));
+        c.all(GroupedLinearDx, &[d_y, w, chosen]);
+        c.all(GroupedLinearDw { count: Dim::fixed(5) }, &[d_y, x, chosen]);
+        let dense = c.all(Read, &[w]);
+        let computed = c.g.scale(dense, 2.0).unwrap();
+        c.all(GroupedLinear, &[x, computed, chosen]);
+        c.tolerance = 1e-4;
+        c.check();
+    }
 }
 
 #[test]

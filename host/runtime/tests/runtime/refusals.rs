@@ -2,7 +2,7 @@
 
 use swift_graph::op::*;
 use swift_graph::plan::plan;
-use swift_graph::{Bindings, Dim, Float, Graph, SymbolId, Target};
+use swift_graph::{Bindings, Dim, Float, Graph, NodeId, Op, SymbolId, Target};
 use swift_runtime::{CpuDevice, CpuOptions, Device, Error, Format, HostTensor, Inputs, Isa, Store};
 
 use crate::case::{Case, N, dims, rows};
@@ -46,17 +46,27 @@ fn indices_outside_their_tables_are_errors() {
         c.all(Embed, &[table, ids]);
         let error = refused(&c);
         assert!(matches!(error, Error::Index { what: "token id", at: 5, limit: 9, .. }), "{error}");
-
-        let mut c = Case::new();
-        let base = c.x(dims(&[9, 2]));
-        let ids = c.i(rows(&[]), bad.clone());
-        c.all(GatherRows, &[base, ids]);
-        assert!(matches!(refused(&c), Error::Index { op: "gather-rows", .. }));
-        let mut c = Case::new();
-        let (base, ids) = (c.x(dims(&[9, 2])), c.i(rows(&[]), bad.clone()));
-        let extra = c.x(rows(&[2]));
-        c.all(ScatterRows { accumulate: true }, &[base, ids, extra]);
-        assert!(matches!(refused(&c), Error::Index { op: "scatter-rows", .. }));
+    }
+    // Other tables skip a negative index.
+    let mut c = Case::new();
+    let (table, ids, wide) = (c.x(dims(&[9, 2])), c.i(rows(&[]), bad.clone()), c.x(rows(&[2])));
+    let (columns, flat) = (c.i(rows(&[1]), bad.clone()), c.x(rows(&[9])));
+    let (stack, one) = (c.x(dims(&[9, 3, 2])), c.x(rows(&[1])));
+    let d_y = c.x(rows(&[1, 3]));
+    let ops: [(Op, &[NodeId], &str); 7] = [
+        (GatherRows.into(), &[table, ids], "gather-rows"),
+        (ScatterRows { accumulate: true }.into(), &[table, ids, wide], "scatter-rows"),
+        (GatherLast.into(), &[flat, columns], "gather-last"),
+        (ScatterLast { count: Dim::fixed(9) }.into(), &[one, columns], "scatter-last"),
+        (GroupedLinear.into(), &[wide, stack, columns], "grouped-linear"),
+        (GroupedLinearDx.into(), &[d_y, stack, columns], "grouped-linear-dx"),
+        (GroupedLinearDw { count: Dim::fixed(9) }.into(), &[d_y, wide, columns], "grouped-linear-dw"),
+    ];
+    for (op, inputs, name) in ops {
+        let mut c = c.clone();
+        c.all(op, inputs);
+        let error = refused(&c);
+        assert!(matches!(error, Error::Index { op, at: 5, limit: 9, .. } if op == name), "{error}");
     }
     // Negative targets and segments mean "none", so only large ones are refused.
     let mut c = Case::new();

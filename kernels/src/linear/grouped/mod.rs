@@ -1,0 +1,255 @@
+//! Linear layers whose weight each row of activations chooses: the experts of a mixture.
+//!
+//! The weight is a stack of `count` matrices `[n, k]` in any format, one after the other. The *pairs* (row, choice) are sorted by
+//! expert, what they read is gathered, so that an expert's rows follow each other, and every expert multiplies its rows as
+//! [`super::linear`] would. Gathering and scattering move `k + n` values a pair for `2 k n` operations.
+//!
+//! Arithmetic, error and determinism are those of [`super::linear`] for the rows that an expert gets; nothing depends on how the
+//! work is shared out.
+
+#[cfg(test)]
+mod tests;
+
+use super::{linear, linear_dx};
+use crate::format::Weight;
+use crate::gemm::scratch::with_scratch;
+use crate::gemm::{MatRef, gemm};
+use crate::pool::{Disjoint, Pool};
+
+/// Weight rows of one task: wide enough that packing an expert's activations again for each task costs little.
+const STRIP: usize = 256;
+
+/// Elements that are worth a task of their own.
+const GRAIN: usize = 16 * 1024;
+
+/// Memory for [`Groups`], in whole numbers.
+pub const fn groups_len(pairs: usize, count: usize) -> usize {
+    pairs + count + 1
+}
+
+/// Pairs sorted by expert.
+#[derive(Clone, Copy, Debug)]
+pub struct Groups<'a> {
+    /// Expert of each pair, row by row; a negative one takes no part.
+    experts: &'a [i32],
+    /// Choices of each row.
+    choices: usize,
+    /// Number of experts.
+    count: usize,
+    /// Pairs by expert, and within an expert in their own order.
+    order: &'a [u32],
+    /// First place of each expert in `order`, and the end of the last.
+    starts: &'a [u32],
+}
+
+impl<'a> Groups<'a> {
+    /// Sorts the pairs `experts` `[rows, choices]` into `memory`, of [`groups_len`].
+    ///
+    /// # Panics
+    /// When an expert is not below `count`, or a length is wrong.
+    #[track_caller]
+    pub fn new(experts: &'a [i32], choices: usize, count: usize, memory: &'a mut [u32]) -> Groups<'a> {
+        assert!(choices > 0 && experts.len().is_multiple_of(choices), "experts are no whole number of rows");
+        assert_eq!(memory.len(), groups_len(experts.len(), count), "memory for the groups");
+        let (order, starts) = memory.split_at_mut(experts.len());
+        let taking_part = || experts.iter().enumerate().filter_map(|(pair, &e)| Some((pair, usize::try_from(e).ok()?)));
+        starts.fill(0);
+        for (_, expert) in taking_part() {
+            assert!(expert < count, "expert {expert} of {count}");
+            starts[expert + 1] += 1;
+        }
+        for e in 0..count {
+            starts[e + 1] += starts[e];
+        }
+        // Each start moves to its group's end, which is the next one's start.
+        for (pair, expert) in taking_part() {
+            order[starts[expert] as usize] = pair as u32;
+            starts[expert] += 1;
+        }
+        starts.copy_within(..count, 1);
+        starts[0] = 0;
+        let len = starts[count] as usize;
+        Groups { experts, choices, count, order: &order[..len], starts }
+    }
+
+    /// Pairs, those that take no part included.
+    fn pairs(&self) -> usize {
+        self.experts.len()
+    }
+
+    fn rows(&self) -> usize {
+        self.experts.len() / self.choices
+    }
+
+    /// First place and number of an expert's pairs.
+    fn of(&self, expert: usize) -> (usize, usize) {
+        let (start, end) = (self.starts[expert] as usize, self.starts[expert + 1] as usize);
+        (start, end - start)
+    }
+
+    /// `dst[i] = src[row(order[i])]` for rows of `d`.
+    fn gather(&self, pool: &Pool, d: usize, src: &[f32], dst: &mut [f32], row: impl Fn(usize) -> usize + Sync) {
+        let dst = &mut dst[..self.order.len() * d];
+        let per_task = (GRAIN / d).max(1);
+        pool.run_pieces(dst, per_task * d, |task, dst| {
+            for (dst, &pair) in dst.chunks_exact_mut(d).zip(&self.order[task * per_task..]) {
+                dst.copy_from_slice(&src[row(pair as usize) * d..][..d]);
+            }
+        });
+    }
+
+    /// Zeros the rows of `d` whose pair takes no part.
+    fn clear(&self, d: usize, dst: &mut [f32]) {
+        if self.order.len() < self.pairs() {
+            let idle = self.experts.iter().enumerate().filter(|(_, e)| **e < 0);
+            idle.for_each(|(pair, _)| dst[pair * d..][..d].fill(0.0));
+        }
+    }
+
+    /// Calls `body` for each expert that has pairs: experts side by side where there are enough of them, else one after the
+    /// other with all threads. Products do not depend on it.
+    fn each(&self, pool: &Pool, body: &(dyn Fn(usize) + Sync)) {
+        let used = (0..self.count).filter(|&e| self.of(e).1 > 0);
+        if used.clone().count() < 4 * pool.threads() {
+            used.for_each(body);
+        } else {
+            pool.run(self.count, &|e| {
+                if self.of(e).1 > 0 {
+                    body(e);
+                }
+            });
+        }
+    }
+}
+
+/// Matrix `rows` of expert `expert` of a stack of matrices of `n` rows.
+fn expert<'a>(w: &Weight<'a>, n: usize, expert: usize, rows: std::ops::Range<usize>) -> Weight<'a> {
+    let bytes = w.row_bytes();
+    let first = expert * n + rows.start;
+    Weight { rows: rows.len(), data: &w.data[first * bytes..][..rows.len() * bytes], ..*w }
+}
+
+/// `y[pair] = W[expert of pair] x[row of pair]`: `x` is `[rows, k]`, `w` is `[count n, k]`, `y` is `[rows choices, n]` and is
+/// overwritten. `gathered` is memory for a row of `k` of each pair.
+///
+/// # Panics
+/// When a length does not match, or the weight has no columns.
+#[track_caller]
+pub fn grouped_linear(pool: &Pool, groups: &Groups<'_>, x: &[f32], w: &Weight<'_>, y: &mut [f32], gathered: &mut [f32]) {
+    w.check();
+    let (k, n) = (w.cols, w.rows / groups.count.max(1));
+    assert!(k > 0, "a linear layer sums over at least one feature");
+    assert_eq!(w.rows, n * groups.count, "the weight is no whole number of matrices");
+    assert!(x.len() == groups.rows() * k && y.len() == groups.pairs() * n, "length of an operand of grouped_linear");
+    assert_eq!(gathered.len(), groups.pairs() * k, "memory for gathered rows");
+    groups.clear(n, y);
+    groups.gather(pool, k, x, gathered, |pair| pair / groups.choices);
+    let (gathered, y) = (&*gathered, Disjoint::new(y));
+    let strips = n.div_ceil(STRIP);
+    pool.run(groups.count * strips, &|task| {
+        let (e, strip) = (task / strips, task % strips);
+        let (start, m) = groups.of(e);
+        if m == 0 {
+            return;
+        }
+        let rows = strip * STRIP..n.min((strip + 1) * STRIP);
+        let (first, cols) = (rows.start, rows.len());
+        let weight = expert(w, n, e, rows);
+        with_scratch(m * cols, |part| {
+            linear(pool, m, 1.0, &gathered[start * k..][..m * k], &weight, None, part, 0.0);
+            for (part, &pair) in part.chunks_exact(cols).zip(&groups.order[start..]) {
+                // SAFETY: a pair has one expert, and this task alone has these columns of it.
+                unsafe { y.slice(pair as usize * n + first, cols) }.copy_from_slice(part);
+            }
+        });
+    });
+}
+
+/// `dx[row] = sum over choices of dy[pair] W[expert of pair]`, in the order of choices: `dy` is `[rows choices, n]`, `w` is
+/// `[count n, k]`, `dx` is `[rows, k]` and is overwritten. `gathered` is memory for a row of `n` of each pair, `parts` for a row of
+/// `k` of each.
+///
+/// # Panics
+/// When a length does not match, or the weight has no rows.
+#[track_caller]
+pub fn grouped_linear_dx(
+    pool: &Pool,
+    groups: &Groups<'_>,
+    dy: &[f32],
+    w: &Weight<'_>,
+    dx: &mut [f32],
+    gathered: &mut [f32],
+    parts: &mut [f32],
+) {
+    w.check();
+    let (k, n) = (w.cols, w.rows / groups.count.max(1));
+    assert!(n > 0, "a gradient sums over at least one feature");
+    assert_eq!(w.rows, n * groups.count, "the weight is no whole number of matrices");
+    assert!(dy.len() == groups.pairs() * n && dx.len() == groups.rows() * k, "length of an operand of grouped_linear_dx");
+    assert!(gathered.len() == dy.len() && parts.len() == groups.pairs() * k, "memory for gathered rows");
+    groups.gather(pool, n, dy, gathered, |pair| pair);
+    groups.clear(k, parts);
+    let gathered = &*gathered;
+    let out = Disjoint::new(&mut *parts);
+    groups.each(pool, &|e| {
+        let (start, m) = groups.of(e);
+        with_scratch(m * k, |part| {
+            linear_dx(pool, m, 1.0, &gathered[start * n..][..m * n], &expert(w, n, e, 0..n), part, 0.0);
+            for (part, &pair) in part.chunks_exact(k.max(1)).zip(&groups.order[start..]) {
+                // SAFETY: a pair has one expert.
+                unsafe { out.slice(pair as usize * k, k) }.copy_from_slice(part);
+            }
+        });
+    });
+    let parts = &*parts;
+    let per_task = (GRAIN / k.max(1)).max(1);
+    pool.run_pieces(dx, per_task * k.max(1), |task, dx| {
+        for (i, dx) in dx.chunks_exact_mut(k).enumerate() {
+            let first = (task * per_task + i) * groups.choices;
+            let mut terms = parts[first * k..][..groups.choices * k].chunks_exact(k);
+            dx.copy_from_slice(terms.next().expect("a row has a choice"));
+            terms.for_each(|term| dx.iter_mut().zip(term).for_each(|(dx, v)| *dx += v));
+        }
+    });
+}
+
+/// `dw[e] = sum over the pairs of e of dy[pair]ᵀ x[row of pair]`: `dy` is `[rows choices, n]`, `x` is `[rows, k]`, `dw` is
+/// `[count, n, k]` and is overwritten. `gathered` is memory for `n + k` values of each pair.
+///
+/// # Panics
+/// When a length does not match.
+#[track_caller]
+pub fn grouped_linear_dw(
+    pool: &Pool,
+    groups: &Groups<'_>,
+    (n, k): (usize, usize),
+    dy: &[f32],
+    x: &[f32],
+    dw: &mut [f32],
+    gathered: &mut [f32],
+) {
+    assert!(
+        dy.len() == groups.pairs() * n && x.len() == groups.rows() * k && dw.len() == groups.count * n * k,
+        "length of an operand of grouped_linear_dw"
+    );
+    assert_eq!(gathered.len(), groups.pairs() * (n + k), "memory for gathered rows");
+    if dw.is_empty() {
+        return;
+    }
+    let (dys, xs) = gathered.split_at_mut(groups.pairs() * n);
+    groups.gather(pool, n, dy, dys, |pair| pair);
+    groups.gather(pool, k, x, xs, |pair| pair / groups.choices);
+    let (dys, xs) = (&*dys, &*xs);
+    for e in (0..groups.count).filter(|&e| groups.of(e).1 == 0) {
+        dw[e * n * k..][..n * k].fill(0.0);
+    }
+    let dw = Disjoint::new(dw);
+    groups.each(pool, &|e| {
+        let (start, m) = groups.of(e);
+        let dy = MatRef::new(&dys[start * n..][..m * n], n).transposed();
+        let x = MatRef::new(&xs[start * k..][..m * k], k);
+        // SAFETY: an expert's matrix is written by its task alone.
+        let dw = unsafe { dw.slice(e * n * k, n * k) };
+        gemm(pool, n, k, m, 1.0, dy, x, dw, k, 0.0);
+    });
+}

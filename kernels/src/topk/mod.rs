@@ -1,0 +1,141 @@
+//! The largest elements of each row.
+//!
+//! Few of a row (a router's experts, a sampler's candidates) are kept in a sorted list while the row passes once; blocks whose
+//! largest element is below the smallest of the list, nearly all of a long row, cost one comparison an element. Many are found
+//! by selection. Both give the order of the specification exactly: larger first, a NaN before any number, and of equal elements the
+//! one with the smaller index.
+
+use std::cmp::Ordering;
+
+use crate::pool::{Disjoint, Pool};
+
+#[cfg(test)]
+mod tests;
+
+/// Elements that are worth a task of their own.
+const GRAIN: usize = 16 * 1024;
+
+/// Longest list that is kept sorted by insertion.
+const LIST: usize = 64;
+
+/// Elements that are compared with the list's end at once.
+const BLOCK: usize = 32;
+
+/// Indices of the `k` largest of each row of `x` `[rows, cols]`, largest first: `idx` is `[rows, k]`.
+///
+/// # Panics
+/// When `k` is zero or more than `cols`, `cols` does not fit an index, or a length is wrong.
+#[track_caller]
+pub fn top_k(pool: &Pool, rows: usize, cols: usize, k: usize, x: &[f32], idx: &mut [i32]) {
+    assert!(k > 0 && k <= cols && i32::try_from(cols).is_ok(), "top_k of {cols} columns cannot give {k}");
+    assert!(x.len() == rows * cols && idx.len() == rows * k, "length of an operand of top_k");
+    let per_task = (GRAIN / cols).max(1);
+    let idx = Disjoint::new(idx);
+    pool.run(rows.div_ceil(per_task), &|task| {
+        for row in task * per_task..rows.min((task + 1) * per_task) {
+            // SAFETY: rows do not overlap, and a task is alone with its rows.
+            let out = unsafe { idx.slice(row * k, k) };
+            let x = &x[row * cols..][..cols];
+            if k <= LIST { list(x, out) } else { select(x, out) }
+        }
+    });
+}
+
+/// The order of the result: what comes first is `Less`.
+fn order(x: &[f32], a: i32, b: i32) -> Ordering {
+    let (p, q) = (x[a as usize], x[b as usize]);
+    q.partial_cmp(&p).unwrap_or_else(|| q.is_nan().cmp(&p.is_nan())).then(a.cmp(&b))
+}
+
+/// Keeps the best seen so far in `out`, sorted.
+fn list(x: &[f32], out: &mut [i32]) {
+    let k = out.len();
+    let insert = |out: &mut [i32], len: usize, i: i32| {
+        let at = out[..len].partition_point(|&o| order(x, o, i) == Ordering::Less);
+        out[at..=len].rotate_right(1);
+        out[at] = i;
+    };
+    for i in 0..k {
+        insert(out, i, i as i32);
+    }
+    let mut start = k;
+    while start < x.len() {
+        let end = x.len().min(start + BLOCK);
+        let last = x[out[k - 1] as usize];
+        // What equals the last stays behind it; where a NaN is involved the order decides.
+        let passes = |v: f32| v > last || v.is_nan();
+        if x[start..end].iter().fold(false, |any, &v| any | passes(v)) {
+            for i in start..end {
+                if order(x, i as i32, out[k - 1]) == Ordering::Less {
+                    insert(out, k - 1, i as i32);
+                }
+            }
+        }
+        start = end;
+    }
+}
+
+/// Selects among all indices, then sorts what was selected.
+fn select(x: &[f32], out: &mut [i32]) {
+    let mut all: Vec<i32> = (0..x.len() as i32).collect();
+    let k = out.len();
+    if k < all.len() {
+        all.select_nth_unstable_by(k - 1, |&a, &b| order(x, a, b));
+    }
+    out.copy_from_slice(&all[..k]);
+    out.sort_unstable_by(|&a, &b| order(x, a, b));
+}
+
+/// `out[r, j] = x[r, idx[r, j]]`: `x` is `[rows, cols]`, `idx` and `out` are `[rows, k]`. A negative index gives zero.
+///
+/// # Panics
+/// When an index is not below `cols`, or a length is wrong.
+#[track_caller]
+pub fn gather_last<T: Copy + Default + Send + Sync>(
+    pool: &Pool,
+    rows: usize,
+    cols: usize,
+    k: usize,
+    x: &[T],
+    idx: &[i32],
+    out: &mut [T],
+) {
+    assert!(x.len() == rows * cols && idx.len() == rows * k && out.len() == idx.len(), "length of an operand of gather_last");
+    if k == 0 {
+        return;
+    }
+    let per_task = (GRAIN / k).max(1);
+    pool.run_pieces(out, per_task * k, |task, out| {
+        for (i, (out, idx)) in out.chunks_exact_mut(k).zip(idx[task * per_task * k..].chunks_exact(k)).enumerate() {
+            let x = &x[(task * per_task + i) * cols..][..cols];
+            for (out, &at) in out.iter_mut().zip(idx) {
+                *out = usize::try_from(at).map_or(T::default(), |at| x[at]);
+            }
+        }
+    });
+}
+
+/// `out[r, idx[r, j]] += x[r, j]` over zeros, in the order of `j`: `x` and `idx` are `[rows, k]`, `out` is `[rows, cols]`. Elements
+/// with a negative index are skipped.
+///
+/// # Panics
+/// When an index is not below `cols`, or a length is wrong.
+#[track_caller]
+pub fn scatter_last(pool: &Pool, rows: usize, cols: usize, k: usize, x: &[f32], idx: &[i32], out: &mut [f32]) {
+    assert!(x.len() == rows * k && idx.len() == x.len() && out.len() == rows * cols, "length of an operand of scatter_last");
+    if cols == 0 {
+        return;
+    }
+    let per_task = (GRAIN / cols).max(1);
+    pool.run_pieces(out, per_task * cols, |task, out| {
+        out.fill(0.0);
+        for (i, out) in out.chunks_exact_mut(cols).enumerate() {
+            let row = (task * per_task + i) * k;
+            for (x, &at) in x[row..row + k].iter().zip(&idx[row..row + k]) {
+                if let Ok(at) = usize::try_from(at) {
+                    out[at] += x;
+                }
+            }
+        }
+    });
+}
