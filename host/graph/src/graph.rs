@@ -113,6 +113,8 @@ pub struct Effect {
 pub enum SiteKind {
     /// `y = x·Wᵀ + b`.
     Linear,
+    /// `y[i, j] = W[e]·x[i]` with an expert e of each (row, choice).
+    GroupedLinear,
     /// Table lookup.
     Embedding,
 }

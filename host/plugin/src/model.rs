@@ -221,11 +221,17 @@ impl TracedModel {
             seen.insert(p.name.as_str());
             let kind = match site.kind {
                 GraphSiteKind::Linear => SiteKind::Linear,
+                GraphSiteKind::GroupedLinear => SiteKind::GroupedLinear,
                 GraphSiteKind::Embedding => SiteKind::Embedding,
             };
-            // A linear's weight is [out, in], a table's [vocab, d].
-            let (d_in, d_out) = if kind == SiteKind::Linear { (p.shape[1], p.shape[0]) } else { (p.shape[0], p.shape[1]) };
-            sites.push(info(id as u32, site.path.clone(), kind, d_in, d_out, quantised(&p.name)));
+            // A linear's weight is [out, in], that of experts [e, out, in], a table's [vocab, d].
+            let (d_in, d_out, experts) = match kind {
+                SiteKind::GroupedLinear => (p.shape[2], p.shape[1], p.shape[0]),
+                SiteKind::Linear => (p.shape[1], p.shape[0], 0),
+                _ => (p.shape[0], p.shape[1], 0),
+            };
+            let info = info(id as u32, site.path.clone(), kind, d_in, d_out, quantised(&p.name));
+            sites.push(SiteInfo { experts: experts as u32, ..info });
         }
         let mut rest = Vec::new();
         if let Some(head) = &self.head {
@@ -235,6 +241,7 @@ impl TracedModel {
             match &node.op {
                 Op::RmsNorm(n) if n.weight => rest.push((node.inputs[1], SiteKind::Norm)),
                 Op::Read(_) => rest.push((node.inputs[0], SiteKind::Other)),
+                Op::GroupedLinear(_) => rest.push((node.inputs[1], SiteKind::Other)),
                 Op::Linear(_) | Op::Embed(_) => {
                     let kind = if matches!(node.op, Op::Linear(_)) { SiteKind::Other } else { SiteKind::Embedding };
                     let weights = if kind == SiteKind::Other { &node.inputs[1..] } else { &node.inputs[..1] };

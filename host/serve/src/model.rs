@@ -291,9 +291,14 @@ fn list_sites(g: &Graph, plan: &ModelPlan, checkpoint: &Checkpoint) -> Vec<SiteI
         let size = |axis: usize| shape.get(axis).and_then(|d| d.as_fixed()).unwrap_or(0);
         let kind = match site.kind {
             swift_graph::SiteKind::Linear => SiteKind::Linear,
+            swift_graph::SiteKind::GroupedLinear => SiteKind::GroupedLinear,
             swift_graph::SiteKind::Embedding => SiteKind::Embedding,
         };
-        let (d_in, d_out) = if kind == SiteKind::Linear { (size(1), size(0)) } else { (size(0), size(1)) };
+        let (d_in, d_out, experts) = match kind {
+            SiteKind::GroupedLinear => (size(2), size(1), size(0)),
+            SiteKind::Linear => (size(1), size(0), 0),
+            _ => (size(0), size(1), 0),
+        };
         let weight = name_of(site.weight);
         let quantised = weight.as_deref().is_some_and(|w| is_quantised(plan, checkpoint, w));
         covered.extend(weight);
@@ -305,7 +310,7 @@ fn list_sites(g: &Graph, plan: &ModelPlan, checkpoint: &Checkpoint) -> Vec<SiteI
             kind,
             d_in,
             d_out,
-            experts: 0,
+            experts: experts as u32,
             quantised,
         });
     }

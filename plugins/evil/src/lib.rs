@@ -222,11 +222,13 @@ fn attack(g: &Builder, s: &Session, case: &str, x: &Value, ids: &Value) -> Resul
             drop(g.attention(x, x, x, AttnSpec { scale: f32::INFINITY, softcap: None, mask, dropout: 0.0 }, None, None)?)
         }
         "unsupported" => {
-            if g.has_op("top-k", 1) {
+            if g.has_op("begin-region", 1) {
                 return Err(error("has-op lies"));
             }
-            drop(g.top_k(x, 3)?)
+            drop(g.begin_region(&[])?)
         }
+        "top-k" => drop(g.top_k(x, 9)?),
+        "experts" => drop(g.grouped_linear(&s.param("w")?, x, ids)?),
         "unknown-op" => drop(g.call("launch-missiles", 1, &[x], &[])?),
         "foreign-param" => drop(s.param("other.weight")?),
         "site-twice" => drop(s.linear("layers.3.proj", &s.param("w")?, None, x)?),

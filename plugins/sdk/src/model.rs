@@ -153,6 +153,15 @@ impl Session<'_> {
         }
     }
 
+    /// Row i of x `[n, in]` by the matrices `experts[i, ..]` (s32 `[n, k]`) of `<path>.weight` `[e, out, in]`: `[n, k, out]`.
+    /// What an expert's second layer reads has one choice a row: `[n · k, in]` with experts `[n · k, 1]`.
+    pub fn grouped_linear(&self, path: &str, x: &Value, experts: &Value) -> Value {
+        match &self.param(&format!("{path}.weight")).0 {
+            Some(w) => x.map2(experts, |_, x, experts| self.raw.grouped_linear(path, w, x, experts)),
+            None => Value::failed(),
+        }
+    }
+
     /// RMS norm with `<path>.weight`.
     pub fn rms_norm(&self, path: &str, x: &Value, eps: f64) -> Value {
         x.rms_norm(&self.param(&format!("{path}.weight")), eps)

@@ -254,6 +254,32 @@ impl Value {
         self.map(|g, x| g.slice(x, axis, start, len))
     }
 
+    /// The `k` largest of the last axis and their indices (s32), largest first.
+    #[must_use]
+    pub fn top_k(&self, k: u32) -> (Value, Value) {
+        let found = trace::record(|g| match self.node(g, Dtype::F32) {
+            Some(x) => g.top_k(&x, k).map(Some),
+            None => Ok(None),
+        });
+        match found.flatten() {
+            Some((values, indices)) => (Value::own(values), Value::own(indices)),
+            None => (Value::failed(), Value::failed()),
+        }
+    }
+
+    /// Elements of the last axis by index (s32): `[..., c]` at `[..., k]` gives `[..., k]`.
+    #[must_use]
+    pub fn gather_last(&self, index: &Value) -> Value {
+        self.map2(index, |g, x, index| g.gather_last(x, index))
+    }
+
+    /// Elements added at their index (s32) of a new last axis of zeros: `[..., k]` at `[..., k]` gives `[..., count]`.
+    #[must_use]
+    pub fn scatter_last(&self, index: &Value, count: impl Into<Dim>) -> Value {
+        let count = count.into();
+        self.map2(index, |g, x, index| g.scatter_last(x, index, count))
+    }
+
     /// Rows by index (s32).
     #[must_use]
     pub fn gather(&self, index: &Value) -> Value {
@@ -263,6 +289,15 @@ impl Value {
 
 /// Network pieces.
 impl Value {
+    /// Row i of x `[n, in]` by the matrices `experts[i, ..]` (s32 `[n, k]`) of `weight` `[e, out, in]`: `[n, k, out]`.
+    #[must_use]
+    pub fn grouped_linear(&self, weight: &crate::Param, experts: &Value) -> Value {
+        match &weight.0 {
+            Some(w) => self.map2(experts, |g, x, experts| g.grouped_linear(w, x, experts)),
+            None => Value::failed(),
+        }
+    }
+
     /// x / rms(x) · w over the last axis.
     #[must_use]
     pub fn rms_norm(&self, weight: &crate::Param, eps: f64) -> Value {

@@ -36,12 +36,16 @@ const OPS: &[&str] = &[
     "pad",
     "reduce",
     "softmax",
+    "top-k",
+    "gather-last",
+    "scatter-last",
     "gather-rows",
     "scatter-rows",
     "segment-reduce",
     "matmul",
     "embed",
     "linear",
+    "grouped-linear",
     "rms-norm",
     "layer-norm",
     "rope",
@@ -204,8 +208,19 @@ impl HostBuilder for Ctx {
         composite::softmax(trace, node, axis)
     }
 
-    fn top_k(&mut self, _: Resource<Builder>, _: Resource<Value>, _: u32) -> Traced<(Resource<Value>, Resource<Value>)> {
-        Err(Fault::unsupported("top-k"))
+    fn top_k(&mut self, g: Resource<Builder>, x: Resource<Value>, k: u32) -> Traced<(Resource<Value>, Resource<Value>)> {
+        let trace = self.trace()?;
+        trace.builder(&g)?;
+        composite::top_k(trace, &x, k)
+    }
+
+    fn gather_last(&mut self, g: Resource<Builder>, x: Resource<Value>, idx: Resource<Value>) -> Out {
+        self.op(&g, op::GatherLast, &[&x, &idx])
+    }
+
+    fn scatter_last(&mut self, g: Resource<Builder>, x: Resource<Value>, idx: Resource<Value>, count: WitDim) -> Out {
+        let count = self.trace()?.dim_in(count)?;
+        self.op(&g, op::ScatterLast { count }, &[&x, &idx])
     }
 
     fn gather_rows(&mut self, g: Resource<Builder>, table: Resource<Value>, idx: Resource<Value>) -> Out {
@@ -318,8 +333,11 @@ impl HostBuilder for Ctx {
         Err(Fault::unsupported("conv"))
     }
 
-    fn grouped_linear(&mut self, _: Resource<Builder>, _: Resource<Param>, _: Resource<Value>, _: Resource<Value>) -> Out {
-        Err(Fault::unsupported("grouped-linear"))
+    fn grouped_linear(&mut self, g: Resource<Builder>, w: Resource<Param>, x: Resource<Value>, experts: Resource<Value>) -> Out {
+        let trace = self.trace()?;
+        trace.builder(&g)?;
+        let (node, ..) = composite::grouped_linear(trace, &w, &x, &experts)?;
+        Ok(trace.value(node))
     }
 
     fn stop_grad(&mut self, g: Resource<Builder>, x: Resource<Value>) -> Out {

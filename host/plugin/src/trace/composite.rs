@@ -37,6 +37,26 @@ pub(super) fn linear(
     Ok((node, x, w, bias))
 }
 
+/// Rows of x by the matrices that they choose; also the nodes of x and weight, for sites.
+pub(super) fn grouped_linear(
+    trace: &mut Trace,
+    w: &Resource<Param>,
+    x: &Resource<Value>,
+    experts: &Resource<Value>,
+) -> Traced<(NodeId, NodeId, NodeId)> {
+    let (x, w, experts) = (trace.node(x)?, trace.param_node(w)?, trace.node(experts)?);
+    let node = trace.graph.push(op::GroupedLinear, &[x, w, experts])?;
+    Ok((node, x, w))
+}
+
+/// The largest of the last axis, read at their places, and these places.
+pub(super) fn top_k(trace: &mut Trace, x: &Resource<Value>, k: u32) -> Traced<(Resource<Value>, Resource<Value>)> {
+    let x = trace.node(x)?;
+    let places = trace.graph.push(op::TopK { k: k.into() }, &[x])?;
+    let values = trace.graph.push(op::GatherLast, &[x, places])?;
+    Ok((trace.value(values), trace.value(places)))
+}
+
 /// Softmax over any axis: other axes than the last are brought there and back.
 pub(super) fn softmax(trace: &mut Trace, x: NodeId, axis: usize) -> Traced<Resource<Value>> {
     let rank = trace.graph.ty(x).shape.rank();

@@ -163,13 +163,18 @@ impl HostSession for Ctx {
 
     fn grouped_linear(
         &mut self,
-        _: Resource<Session>,
-        _: String,
-        _: Resource<Param>,
-        _: Resource<Value>,
-        _: Resource<Value>,
+        session: Resource<Session>,
+        path: String,
+        w: Resource<Param>,
+        x: Resource<Value>,
+        experts: Resource<Value>,
     ) -> Traced<Resource<Value>> {
-        Err(Fault::unsupported("grouped-linear"))
+        self.name("site path", &path)?;
+        let trace = self.trace()?;
+        trace.session(&session)?;
+        let (output, x, weight) = composite::grouped_linear(trace, &w, &x, &experts)?;
+        trace.add_site(Site { path, kind: SiteKind::GroupedLinear, x, weight, bias: None, output })?;
+        Ok(trace.value(output))
     }
 
     fn embed(
