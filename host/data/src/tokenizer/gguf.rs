@@ -1,29 +1,24 @@
 //! Vocabularies in GGUF metadata, both ways.
 //!
-//! `tokenizer.ggml.model` says the algorithm: `gpt2` is byte-level BPE with explicit merges, `llama` is SentencePiece
-//! BPE, where the score of a piece is the priority of the merge that makes it. `tokenizer.ggml.pre` says how text is cut
-//! before BPE; llama.cpp's `llama-vocab.cpp` is the reference for what each name means.
+//! `tokenizer.ggml.model` says the algorithm: `gpt2` is byte-level BPE with explicit merges behind a named pre-tokenizer,
+//! `llama` is SentencePiece BPE, `t5` SentencePiece unigram, `bert` WordPiece. llama.cpp's `llama-vocab.cpp` is the reference
+//! for what each key means and for its default.
 
 use serde_json::Value as Json;
 use swift_formats::Gguf;
 use swift_formats::gguf::{Array, Value};
-use tokenizers::decoders::byte_fallback::ByteFallback;
+use tokenizers::AddedToken;
 use tokenizers::decoders::byte_level::ByteLevel as ByteLevelDecoder;
-use tokenizers::decoders::fuse::Fuse;
-use tokenizers::decoders::sequence::Sequence as DecoderSequence;
-use tokenizers::decoders::strip::Strip;
+use tokenizers::decoders::wordpiece::WordPiece as WordPieceDecoder;
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
-use tokenizers::normalizers::replace::Replace;
+use tokenizers::models::wordpiece::WordPiece;
+use tokenizers::normalizers::bert::BertNormalizer;
 use tokenizers::normalizers::unicode::NFC;
-use tokenizers::normalizers::{Prepend, Sequence as NormalizerSequence};
-use tokenizers::pre_tokenizers::PreTokenizerWrapper;
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::digits::Digits;
-use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizerSequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, SplitDelimiterBehavior};
+use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 
-use super::Tokenizer;
+use super::pre::{PreTokenizer, Preset};
+use super::sentencepiece::{Added, Algorithm, PieceKind, SPACE_MARK, SentencePiece, Spec};
+use super::{Engine, Tokenizer};
 use crate::{DataError, Result};
 
 /// Token types of ggml.
@@ -32,138 +27,228 @@ const UNKNOWN: i64 = 2;
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 
-/// The mark that SentencePiece puts for a space.
-const SPACE_MARK: &str = "\u{2581}";
-
 /// Most tokens of a vocabulary; the largest released ones have 262144.
 const MAX_VOCAB: usize = 1 << 22;
 
-const LLAMA3_PATTERN: &str =
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2_PATTERN: &str =
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Tokens that end a turn, by their text; for files that name no end-of-turn token.
+const TURN_ENDS: [&str; 7] =
+    ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|eom_id|>", "<end_of_utterance>", "<turn|>"];
 
-/// How text is cut before byte-level BPE.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PreTokenizer {
-    /// GPT-2's pattern.
-    Gpt2,
-    /// Single digits, then GPT-2's pattern.
-    SmolLm,
-    /// Llama 3's pattern; whole words of the vocabulary win over merges.
-    Llama3,
-    /// Qwen 2's pattern, after Unicode NFC.
-    Qwen2,
+/// The tokenizer's part of a file's metadata, checked.
+struct Metadata<'a> {
+    file: &'a Gguf,
+    tokens: &'a [String],
+    types: Vec<i64>,
 }
 
-impl PreTokenizer {
-    /// The name in `tokenizer.ggml.pre`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Gpt2 => "gpt-2",
-            Self::SmolLm => "smollm",
-            Self::Llama3 => "llama-bpe",
-            Self::Qwen2 => "qwen2",
+/// What is put around a text unless the file says otherwise.
+struct Defaults {
+    bos: bool,
+    eos: bool,
+    separator: bool,
+}
+
+impl<'a> Metadata<'a> {
+    fn read(file: &'a Gguf) -> Result<Self> {
+        let fail = |reason: String| DataError::tokenizer(Some(file.path()), reason);
+        let tokens = file
+            .get("tokenizer.ggml.tokens")
+            .and_then(Value::as_strings)
+            .ok_or_else(|| fail("metadata `tokenizer.ggml.tokens` is missing or no list of texts".into()))?;
+        if tokens.is_empty() || tokens.len() > MAX_VOCAB {
+            return Err(fail(format!("{} tokens are not between 1 and {MAX_VOCAB}", tokens.len())));
+        }
+        let types = match file.get("tokenizer.ggml.token_type").and_then(Value::as_ints) {
+            Some(types) if types.len() == tokens.len() => types,
+            Some(types) => return Err(fail(format!("{} token types for {} tokens", types.len(), tokens.len()))),
+            None => vec![NORMAL; tokens.len()],
+        };
+        Ok(Self { file, tokens, types })
+    }
+
+    fn fail(&self, reason: impl ToString) -> DataError {
+        DataError::tokenizer(Some(self.file.path()), reason)
+    }
+
+    fn get(&self, name: &str) -> Option<&'a Value> {
+        self.file.get(&format!("tokenizer.ggml.{name}"))
+    }
+
+    fn flag(&self, name: &str) -> Option<bool> {
+        self.get(name).and_then(Value::as_bool)
+    }
+
+    /// The token of `tokenizer.ggml.{name}_token_id`.
+    fn id(&self, name: &str) -> Result<Option<u32>> {
+        match self.get(&format!("{name}_token_id")).and_then(Value::as_u64) {
+            Some(id) if id < self.tokens.len() as u64 => Ok(Some(id as u32)),
+            // llama.cpp writes the largest integer for "none".
+            Some(id) if id == u64::from(u32::MAX) => Ok(None),
+            Some(id) => Err(self.fail(format!("`{name}_token_id` {id} is outside of the vocabulary"))),
+            None => Ok(None),
         }
     }
 
-    fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "gpt-2" | "default" => Some(Self::Gpt2),
-            "smollm" => Some(Self::SmolLm),
-            "llama-bpe" | "llama3" | "llama-v3" => Some(Self::Llama3),
-            "qwen2" => Some(Self::Qwen2),
-            _ => None,
+    fn text_id(&self, text: &str) -> Option<u32> {
+        self.tokens.iter().position(|token| token == text).map(|id| id as u32)
+    }
+
+    fn vocab(&self) -> Result<Vocab> {
+        let vocab: Vocab = self.tokens.iter().cloned().zip(0u32..).collect();
+        match vocab.len() == self.tokens.len() {
+            true => Ok(vocab),
+            false => Err(self.fail("a token appears twice in the vocabulary")),
         }
     }
 
-    pub(super) fn build(self) -> tokenizers::Result<PreTokenizerWrapper> {
-        let split = |pattern: &str| Split::new(SplitPattern::Regex(pattern.into()), SplitDelimiterBehavior::Isolated, false);
-        let bytes = PreTokenizerWrapper::from(ByteLevel::new(false, true, false));
-        let gpt2 = PreTokenizerWrapper::from(ByteLevel::new(false, true, true));
-        Ok(match self {
-            Self::Gpt2 => gpt2,
-            Self::SmolLm => PreTokenizerSequence::new(vec![Digits::new(true).into(), gpt2]).into(),
-            Self::Llama3 => PreTokenizerSequence::new(vec![split(LLAMA3_PATTERN)?.into(), bytes]).into(),
-            Self::Qwen2 => PreTokenizerSequence::new(vec![split(QWEN2_PATTERN)?.into(), bytes]).into(),
-        })
+    fn of_type(&self, kinds: &[i64]) -> impl Iterator<Item = (&'a str, u32)> {
+        let chosen = self.tokens.iter().zip(&self.types).zip(0u32..);
+        chosen.filter(|((token, kind), _)| kinds.contains(kind) && !token.is_empty()).map(|((token, _), id)| (token.as_str(), id))
+    }
+
+    /// Tells the engine which tokens are found in text first.
+    fn add_tokens(&self, inner: &mut tokenizers::Tokenizer) {
+        let added = |kinds: &[i64], special: bool| -> Vec<AddedToken> {
+            self.of_type(kinds).map(|(token, _)| AddedToken::from(token, special).normalized(false)).collect()
+        };
+        inner.add_special_tokens(&added(&[CONTROL, UNKNOWN], true));
+        inner.add_tokens(&added(&[USER_DEFINED], false));
+    }
+
+    fn byte_level(&self) -> Result<(Engine, Defaults)> {
+        let name = self.file.get_str("tokenizer.ggml.pre").unwrap_or("default");
+        let preset = Preset::from_name(name).ok_or_else(|| {
+            self.fail(format!("pre-tokenizer `{name}` is not known; use the folder with the model's `tokenizer.json`"))
+        })?;
+        let merges = self
+            .get("merges")
+            .and_then(Value::as_strings)
+            .ok_or_else(|| self.fail("metadata `tokenizer.ggml.merges` is missing"))?;
+        let mut inner = byte_level(self.vocab()?, merges, preset).map_err(|error| self.fail(error))?;
+        self.add_tokens(&mut inner);
+        Ok((Engine::Crate(Box::new(inner)), Defaults { bos: preset.adds_bos, eos: false, separator: false }))
+    }
+
+    fn sentencepiece(&self, algorithm: Algorithm) -> Result<(Engine, Defaults)> {
+        let scores = self
+            .get("scores")
+            .and_then(Value::as_floats)
+            .filter(|scores| scores.len() == self.tokens.len())
+            .ok_or_else(|| self.fail("metadata `tokenizer.ggml.scores` does not match the tokens"))?;
+        let mut pieces = Vec::with_capacity(self.tokens.len());
+        for (id, ((text, &kind), &score)) in self.tokens.iter().zip(&self.types).zip(scores).enumerate() {
+            let kind = PieceKind::from_number(kind).unwrap_or(PieceKind::Unused);
+            // Empty texts occur where a vocabulary was filled up to a round size; they must stay distinct.
+            let text = if text.is_empty() { format!("[EMPTY_{id}]") } else { text.clone() };
+            pieces.push((text, score, kind));
+        }
+        let is_bpe = algorithm == Algorithm::Bpe;
+        let charsmap = match self.get("precompiled_charsmap") {
+            Some(Value::Array(Array::U8(bytes))) => bytes.clone(),
+            Some(Value::Array(Array::I8(bytes))) => bytes.iter().map(|&byte| byte as u8).collect(),
+            _ => Vec::new(),
+        };
+        let spec = Spec {
+            algorithm,
+            byte_fallback: pieces.iter().any(|piece| piece.2 == PieceKind::Byte),
+            pieces,
+            unknown: self.id("unknown")?.or_else(|| self.of_type(&[UNKNOWN]).next().map(|(_, id)| id)),
+            bos: self.id("bos")?,
+            eos: self.id("eos")?,
+            pad: self.id("padding")?,
+            charsmap,
+            dummy_prefix: self.flag("add_space_prefix").unwrap_or(true),
+            collapse_spaces: self.flag("remove_extra_whitespaces").unwrap_or(false),
+            escape_spaces: true,
+            space_is_suffix: false,
+            prefix_once: false,
+        };
+        let added = |kinds: &[i64], special: bool| {
+            let token =
+                move |(text, id): (&str, u32)| Added { text: text.into(), id, special, strip_left: false, strip_right: false };
+            self.of_type(kinds).map(token).collect::<Vec<_>>()
+        };
+        let mut found = added(&[CONTROL, UNKNOWN], true);
+        found.extend(added(&[USER_DEFINED], false));
+        let engine = SentencePiece::new(spec, found).map_err(|reason| self.fail(reason))?;
+        let defaults = Defaults { bos: is_bpe, eos: !is_bpe, separator: false };
+        Ok((Engine::SentencePiece(Box::new(engine)), defaults))
+    }
+
+    /// WordPiece. GGUF marks the beginning of words where the original marks their continuation with `##`.
+    fn word_piece(&self) -> Result<(Engine, Defaults)> {
+        let original = |token: &String| match token.strip_prefix(SPACE_MARK) {
+            Some(word) => word.to_owned(),
+            None if token.starts_with('[') && token.ends_with(']') => token.clone(),
+            None => format!("##{token}"),
+        };
+        let texts: Vec<String> = self.tokens.iter().map(original).collect();
+        let vocab: Vocab = texts.iter().cloned().zip(0u32..).collect();
+        if vocab.len() != texts.len() {
+            return Err(self.fail("a token appears twice in the vocabulary"));
+        }
+        let unknown = self.id("unknown")?.map_or("[UNK]", |id| texts[id as usize].as_str()).to_owned();
+        if !vocab.contains_key(&unknown) {
+            return Err(self.fail(format!("the unknown token `{unknown}` is not in the vocabulary")));
+        }
+        let model = WordPiece::builder().vocab(vocab).unk_token(unknown).build().map_err(|error| self.fail(error))?;
+        let lowercase = self.flag("normalizer.lowercase").unwrap_or(true);
+        let strip_accents = self.flag("normalizer.strip_accents").unwrap_or(lowercase);
+        let mut inner = tokenizers::Tokenizer::new(model);
+        inner.with_normalizer(Some(BertNormalizer::new(true, true, Some(strip_accents), lowercase)));
+        inner.with_pre_tokenizer(Some(BertPreTokenizer));
+        inner.with_decoder(Some(WordPieceDecoder::default()));
+        let specials = self.of_type(&[CONTROL, UNKNOWN]).map(|(_, id)| texts[id as usize].as_str());
+        // Older files mark no token; these five are special in every BERT.
+        let named = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"].into_iter().filter(|name| self.text_id(name).is_some());
+        let mut specials: Vec<&str> = specials.chain(named).collect();
+        specials.sort_unstable();
+        specials.dedup();
+        let specials: Vec<AddedToken> = specials.into_iter().map(|text| AddedToken::from(text, true).normalized(false)).collect();
+        inner.add_special_tokens(&specials);
+        Ok((Engine::Crate(Box::new(inner)), Defaults { bos: true, eos: false, separator: true }))
     }
 }
 
 impl Tokenizer {
     /// The tokenizer in a GGUF file's metadata.
     pub fn from_gguf(file: &Gguf) -> Result<Self> {
-        let fail = |reason: String| DataError::tokenizer(Some(file.path()), reason);
-        let from_crate = |error: tokenizers::Error| DataError::tokenizer(Some(file.path()), error);
-        let key = |name: &str| file.get(&format!("tokenizer.ggml.{name}"));
-        let tokens = key("tokens")
-            .and_then(Value::as_strings)
-            .ok_or_else(|| fail("metadata `tokenizer.ggml.tokens` is missing or no list of texts".into()))?;
-        if tokens.is_empty() || tokens.len() > MAX_VOCAB {
-            return Err(fail(format!("{} tokens are not between 1 and {MAX_VOCAB}", tokens.len())));
-        }
-        let types = match key("token_type").and_then(Value::as_ints) {
-            Some(types) if types.len() == tokens.len() => types,
-            Some(types) => return Err(fail(format!("{} token types for {} tokens", types.len(), tokens.len()))),
-            None => vec![NORMAL; tokens.len()],
-        };
-        let vocab: Vocab = tokens.iter().cloned().zip(0u32..).collect();
-        if vocab.len() != tokens.len() {
-            return Err(fail("a token appears twice in the vocabulary".into()));
-        }
-        let flag = |name: &str| key(name).and_then(Value::as_bool);
-        let id = |name: &str| -> Result<Option<u32>> {
-            match key(&format!("{name}_token_id")).and_then(Value::as_u64) {
-                Some(id) if id < tokens.len() as u64 => Ok(Some(id as u32)),
-                // llama.cpp writes the largest integer for "none".
-                Some(id) if id == u64::from(u32::MAX) => Ok(None),
-                Some(id) => Err(fail(format!("`{name}_token_id` {id} is outside of the vocabulary"))),
-                None => Ok(None),
-            }
-        };
-        let unknown = id("unknown")?;
-
-        let (mut inner, adds_bos) = match file.get_str("tokenizer.ggml.model") {
-            Some("gpt2") => {
-                let name = file.get_str("tokenizer.ggml.pre").unwrap_or("default");
-                let pre = PreTokenizer::from_name(name).ok_or_else(|| {
-                    fail(format!("pre-tokenizer `{name}` is not known; gpt-2, smollm, llama-bpe and qwen2 are"))
-                })?;
-                let merges = key("merges")
-                    .and_then(Value::as_strings)
-                    .ok_or_else(|| fail("metadata `tokenizer.ggml.merges` is missing".into()))?;
-                let inner = byte_level(vocab, merges, pre).map_err(from_crate)?;
-                (inner, pre == PreTokenizer::Llama3)
-            }
-            Some("llama") => {
-                let scores = key("scores")
-                    .and_then(Value::as_floats)
-                    .filter(|scores| scores.len() == tokens.len())
-                    .ok_or_else(|| fail("metadata `tokenizer.ggml.scores` does not match the tokens".into()))?;
-                let merges = merges_by_score(&vocab, tokens, &types, scores);
-                let unknown = unknown.map(|id| tokens[id as usize].clone());
-                let inner = sentencepiece(vocab, merges, unknown, flag("add_space_prefix").unwrap_or(true));
-                (inner.map_err(from_crate)?, true)
-            }
+        let metadata = Metadata::read(file)?;
+        let (engine, defaults) = match file.get_str("tokenizer.ggml.model") {
+            Some("gpt2") => metadata.byte_level()?,
+            Some("llama") => metadata.sentencepiece(Algorithm::Bpe)?,
+            Some("t5") => metadata.sentencepiece(Algorithm::Unigram)?,
+            Some("bert") => metadata.word_piece()?,
             Some(other) => {
-                return Err(fail(format!("vocabulary model `{other}` is not read; `gpt2` and `llama` are")));
+                let reason = format!(
+                    "vocabulary model `{other}` is not read, only gpt2, llama, t5 and bert; use the folder with the model's \
+                     `tokenizer.json`"
+                );
+                return Err(metadata.fail(reason));
             }
-            None => return Err(fail("metadata `tokenizer.ggml.model` is missing".into())),
+            None => return Err(metadata.fail("metadata `tokenizer.ggml.model` is missing")),
         };
-
-        let added = |kinds: &[i64], special: bool| -> Vec<AddedToken> {
-            let chosen = tokens.iter().zip(&types).filter(|(token, kind)| kinds.contains(kind) && !token.is_empty());
-            chosen.map(|(token, _)| AddedToken::from(token.as_str(), special).normalized(false)).collect()
-        };
-        inner.add_special_tokens(&added(&[CONTROL, UNKNOWN], true));
-        inner.add_tokens(&added(&[USER_DEFINED], false));
-
-        let mut tokenizer = Self::wrap(inner);
+        let id = |name: &str| metadata.id(name);
+        let mut tokenizer = Self::wrap(engine);
         (tokenizer.bos, tokenizer.eos) = (id("bos")?, id("eos")?);
-        (tokenizer.pad, tokenizer.unknown) = (id("padding")?, unknown);
-        tokenizer.prefix = tokenizer.bos.filter(|_| flag("add_bos_token").unwrap_or(adds_bos));
-        tokenizer.suffix = tokenizer.eos.filter(|_| flag("add_eos_token").unwrap_or(false));
-        tokenizer.stops.extend([id("eos")?, id("eot")?, id("eom")?].into_iter().flatten());
+        (tokenizer.pad, tokenizer.unknown) = (id("padding")?, id("unknown")?);
+        // Both spellings are found in files; the first is llama.cpp's own.
+        let mut separator = id("seperator")?.or(id("separator")?);
+        if defaults.separator {
+            tokenizer.bos = tokenizer.bos.or(id("cls")?).or_else(|| metadata.text_id("[CLS]"));
+            tokenizer.unknown = tokenizer.unknown.or_else(|| metadata.text_id("[UNK]"));
+            separator = separator.or_else(|| metadata.text_id("[SEP]"));
+        }
+        let adds = |name: &str, default: bool| metadata.flag(name).unwrap_or(default);
+        tokenizer.prefix = tokenizer.bos.filter(|_| adds("add_bos_token", defaults.bos));
+        let eos = tokenizer.eos.filter(|_| adds("add_eos_token", defaults.eos));
+        tokenizer.suffix = separator.filter(|_| adds("add_sep_token", defaults.separator)).or(eos);
+        let turn_end = id("eot")?;
+        tokenizer.stops.extend([tokenizer.eos, turn_end, id("eom")?].into_iter().flatten());
+        if turn_end.is_none() {
+            let ends = metadata.of_type(&[CONTROL, USER_DEFINED]).filter(|(text, _)| TURN_ENDS.contains(text));
+            tokenizer.stops.extend(ends.map(|(_, id)| id));
+        }
         Ok(tokenizer)
     }
 
@@ -229,7 +314,7 @@ impl Tokenizer {
     }
 }
 
-fn byte_level(vocab: Vocab, merges: &[String], pre: PreTokenizer) -> tokenizers::Result<tokenizers::Tokenizer> {
+fn byte_level(vocab: Vocab, merges: &[String], preset: Preset) -> tokenizers::Result<tokenizers::Tokenizer> {
     let merges: Merges = merges
         .iter()
         .map(|merge| match merge.split_once(' ') {
@@ -237,53 +322,12 @@ fn byte_level(vocab: Vocab, merges: &[String], pre: PreTokenizer) -> tokenizers:
             None => Err(tokenizers::Error::from(format!("merge `{merge}` is not two tokens"))),
         })
         .collect::<tokenizers::Result<_>>()?;
-    let model = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(pre == PreTokenizer::Llama3).build()?;
+    let model = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(preset.whole_words).build()?;
     let mut inner = tokenizers::Tokenizer::new(model);
-    inner.with_pre_tokenizer(Some(pre.build()?));
+    inner.with_pre_tokenizer(Some(preset.pre.build()?));
     inner.with_decoder(Some(ByteLevelDecoder::default()));
-    if pre == PreTokenizer::Qwen2 {
+    if preset.composes {
         inner.with_normalizer(Some(NFC));
     }
-    Ok(inner)
-}
-
-/// Merges of a SentencePiece BPE model: every way to cut a piece into two pieces, the best score first; as in
-/// `transformers` (`SentencePieceExtractor`), equal scores keep the order of ids.
-fn merges_by_score(vocab: &Vocab, tokens: &[String], types: &[i64], scores: &[f32]) -> Merges {
-    let mut found: Vec<(f32, u32, u32, u32)> = Vec::new();
-    for (id, token) in tokens.iter().enumerate() {
-        if !matches!(types[id], NORMAL | USER_DEFINED) || scores[id].is_nan() {
-            continue;
-        }
-        for (cut, _) in token.char_indices().skip(1) {
-            if let (Some(&left), Some(&right)) = (vocab.get(&token[..cut]), vocab.get(&token[cut..])) {
-                found.push((scores[id], id as u32, left, right));
-            }
-        }
-    }
-    found.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2, a.3).cmp(&(b.1, b.2, b.3))));
-    found.into_iter().map(|(_, _, left, right)| (tokens[left as usize].clone(), tokens[right as usize].clone())).collect()
-}
-
-fn sentencepiece(
-    vocab: Vocab,
-    merges: Merges,
-    unknown: Option<String>,
-    space_prefix: bool,
-) -> tokenizers::Result<tokenizers::Tokenizer> {
-    let mut builder = BPE::builder().vocab_and_merges(vocab, merges).byte_fallback(true).fuse_unk(true);
-    if let Some(unknown) = unknown {
-        builder = builder.unk_token(unknown);
-    }
-    let mut inner = tokenizers::Tokenizer::new(builder.build()?);
-    let mark_spaces = Replace::new(" ", SPACE_MARK)?;
-    let mut normalizers = vec![mark_spaces.into()];
-    let mut decoders = vec![Replace::new(SPACE_MARK, " ")?.into(), ByteFallback::new().into(), Fuse::new().into()];
-    if space_prefix {
-        normalizers.insert(0, Prepend::new(SPACE_MARK.into()).into());
-        decoders.push(Strip::new(' ', 1, 0).into());
-    }
-    inner.with_normalizer(Some(NormalizerSequence::new(normalizers)));
-    inner.with_decoder(Some(DecoderSequence::new(decoders)));
     Ok(inner)
 }

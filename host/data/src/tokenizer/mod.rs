@@ -1,33 +1,42 @@
-//! Tokenizers: text to ids and back, from GGUF vocabularies, `tokenizer.json`, or trained here.
+//! Tokenizers: text to ids and back, from GGUF vocabularies, `tokenizer.json`, `tokenizer.model`, or trained here.
 //!
-//! One wrapper over the `tokenizers` crate hides where a vocabulary came from. Special tokens that occur in text are
+//! One wrapper hides where a vocabulary came from and which engine runs it: the `tokenizers` crate, or SentencePiece's own
+//! algorithms for vocabularies that were made with them. Special tokens that occur in text are
 //! recognised as such, as in Hugging Face and llama.cpp. Offsets are bytes of the input text.
 
+mod folder;
 mod gguf;
+mod pre;
+mod sentencepiece;
 mod stream;
 mod train;
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
+use sentencepiece::SentencePiece;
 use serde_json::Value;
-use swift_formats::{Checkpoint, read_json};
+use swift_formats::Checkpoint;
 use tokenizers::processors::PostProcessorWrapper;
 
-pub use gguf::PreTokenizer;
+pub use pre::PreTokenizer;
 pub use stream::StreamDecoder;
 
 use crate::{DataError, Result};
 
-/// Largest `tokenizer.json`; those of 256k vocabularies reach 35 MB.
-const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 /// Largest configuration file beside it; chat templates and thousands of added tokens fit.
 pub(crate) const MAX_CONFIG_BYTES: u64 = 16 << 20;
+
+/// What cuts text into ids.
+#[derive(Debug, Clone)]
+enum Engine {
+    Crate(Box<tokenizers::Tokenizer>),
+    SentencePiece(Box<SentencePiece>),
+}
 
 /// A tokenizer.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    engine: Engine,
     bos: Option<u32>,
     eos: Option<u32>,
     pad: Option<u32>,
@@ -65,63 +74,28 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// The tokenizer of a Hugging Face folder: `tokenizer.json`, special tokens by `tokenizer_config.json`, and stop
-    /// tokens by `generation_config.json`.
-    pub fn from_folder(folder: &Path) -> Result<Self> {
-        let file = folder.join("tokenizer.json");
-        if !file.is_file() {
-            let hint = if folder.join("tokenizer.model").exists() {
-                "only `tokenizer.model` exists; convert it to `tokenizer.json`"
-            } else {
-                "`tokenizer.json` is missing"
-            };
-            return Err(DataError::tokenizer(Some(folder), hint));
-        }
-        let size = file.metadata().map_err(|source| DataError::io("open", &file, source))?.len();
-        if size > MAX_TOKENIZER_BYTES {
-            return Err(DataError::tokenizer(Some(&file), format!("larger than {MAX_TOKENIZER_BYTES} bytes")));
-        }
-        let bytes = std::fs::read(&file).map_err(|source| DataError::io("read", &file, source))?;
-        let mut tokenizer = Self::from_json(&bytes).map_err(|error| match error {
-            DataError::Tokenizer { reason, .. } => DataError::tokenizer(Some(&file), reason),
-            other => other,
-        })?;
-        let config = folder.join("tokenizer_config.json");
-        if config.is_file() {
-            let config = read_json(&config, MAX_CONFIG_BYTES)?;
-            let id = |key: &str| token_text(&config[key]).and_then(|text| tokenizer.inner.token_to_id(text));
-            let found = (id("bos_token"), id("eos_token"), id("pad_token"), id("unk_token"));
-            (tokenizer.bos, tokenizer.eos, tokenizer.pad, tokenizer.unknown) = found;
-            tokenizer.stops.extend(tokenizer.eos);
-        }
-        let generation = folder.join("generation_config.json");
-        if generation.is_file() {
-            let generation = read_json(&generation, MAX_CONFIG_BYTES)?;
-            tokenizer.stops.extend(ids_of(&generation["eos_token_id"]));
-        }
-        Ok(tokenizer)
-    }
-
     /// A tokenizer from the content of a `tokenizer.json`; it names no bos, eos or padding token.
     pub fn from_json(json: &[u8]) -> Result<Self> {
         // Serde errors of untagged enums say little, but the position helps.
         let inner = tokenizers::Tokenizer::from_bytes(json).map_err(|error| DataError::tokenizer(None, error))?;
-        Ok(Self::wrap(inner))
+        Ok(Self::wrap(Engine::Crate(Box::new(inner))))
     }
 
-    fn wrap(mut inner: tokenizers::Tokenizer) -> Self {
-        // Truncation and padding are decided here, never by what a file happened to be saved with.
-        let _ = inner.with_truncation(None);
-        inner.with_padding(None);
-        keep_whitespace_in_offsets(&mut inner);
-        Self { inner, bos: None, eos: None, pad: None, unknown: None, stops: BTreeSet::new(), prefix: None, suffix: None }
+    fn wrap(mut engine: Engine) -> Self {
+        if let Engine::Crate(inner) = &mut engine {
+            // Truncation and padding are decided here, never by what a file happened to be saved with.
+            let _ = inner.with_truncation(None);
+            inner.with_padding(None);
+            keep_whitespace_in_offsets(inner);
+        }
+        Self { engine, bos: None, eos: None, pad: None, unknown: None, stops: BTreeSet::new(), prefix: None, suffix: None }
     }
 
     /// Names the special tokens by their text, for tokenizers made in code.
     pub fn with_special_tokens(mut self, bos: Option<&str>, eos: Option<&str>, pad: Option<&str>) -> Result<Self> {
         let id = |text: Option<&str>| match text {
             None => Ok(None),
-            Some(text) => match self.inner.token_to_id(text) {
+            Some(text) => match self.token_id(text) {
                 Some(id) => Ok(Some(id)),
                 None => Err(DataError::tokenizer(None, format!("`{text}` is not in the vocabulary"))),
             },
@@ -134,8 +108,13 @@ impl Tokenizer {
 
     /// Ids of a text. With `add_special`, the tokens that the model wants around a text (bos, where it uses one).
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, add_special).map_err(|error| DataError::tokenizer(None, error))?;
-        let mut ids = encoding.get_ids().to_vec();
+        let mut ids = match &self.engine {
+            Engine::Crate(inner) => {
+                let encoding = inner.encode_fast(text, add_special).map_err(|error| DataError::tokenizer(None, error))?;
+                encoding.get_ids().to_vec()
+            }
+            Engine::SentencePiece(engine) => engine.encode(text).ids,
+        };
         if add_special {
             if let Some(prefix) = self.prefix {
                 ids.insert(0, prefix);
@@ -147,34 +126,59 @@ impl Tokenizer {
 
     /// Ids of a text with their byte ranges, without added special tokens.
     pub fn encode_spans(&self, text: &str) -> Result<TextEncoding> {
-        let encoding = self.inner.encode(text, false).map_err(|error| DataError::tokenizer(None, error))?;
-        Ok(TextEncoding { ids: encoding.get_ids().to_vec(), spans: encoding.get_offsets().to_vec() })
+        match &self.engine {
+            Engine::Crate(inner) => {
+                let encoding = inner.encode(text, false).map_err(|error| DataError::tokenizer(None, error))?;
+                Ok(TextEncoding { ids: encoding.get_ids().to_vec(), spans: encoding.get_offsets().to_vec() })
+            }
+            Engine::SentencePiece(engine) => Ok(engine.encode(text)),
+        }
     }
 
     /// Text of ids. Bytes that are not UTF-8 become U+FFFD; unknown ids are skipped.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner.decode(ids, skip_special).map_err(|error| DataError::tokenizer(None, error))
+        match &self.engine {
+            Engine::Crate(inner) => inner.decode(ids, skip_special).map_err(|error| DataError::tokenizer(None, error)),
+            Engine::SentencePiece(engine) => Ok(engine.decode(ids, skip_special)),
+        }
     }
 
     /// Number of ids: one more than the largest.
     pub fn vocab_size(&self) -> usize {
-        let added = self.inner.get_added_tokens_decoder().keys().max().map_or(0, |&id| id as usize + 1);
-        self.inner.get_vocab_size(true).max(added)
+        match &self.engine {
+            Engine::Crate(inner) => {
+                let added = inner.get_added_tokens_decoder().keys().max().map_or(0, |&id| id as usize + 1);
+                inner.get_vocab_size(true).max(added)
+            }
+            Engine::SentencePiece(engine) => engine.vocab_size(),
+        }
     }
 
     /// Id of a token by its exact text in the vocabulary.
     pub fn token_id(&self, token: &str) -> Option<u32> {
-        self.inner.token_to_id(token)
+        match &self.engine {
+            Engine::Crate(inner) => inner.token_to_id(token),
+            Engine::SentencePiece(engine) => engine.text_id(token),
+        }
     }
 
     /// Text in the vocabulary of an id; byte-level tokens are spelled in the byte alphabet.
     pub fn token(&self, id: u32) -> Option<String> {
-        self.inner.id_to_token(id)
+        match &self.engine {
+            Engine::Crate(inner) => inner.id_to_token(id),
+            Engine::SentencePiece(engine) => engine.text(id).map(str::to_owned),
+        }
     }
 
     /// Whether an id is a special token, which `decode` can skip.
     pub fn is_special(&self, id: u32) -> bool {
-        self.inner.get_added_vocabulary().get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
+        match &self.engine {
+            Engine::Crate(inner) => {
+                let added = inner.get_added_vocabulary().get_added_tokens_decoder();
+                added.get(&id).is_some_and(|token| token.special)
+            }
+            Engine::SentencePiece(engine) => engine.is_special(id),
+        }
     }
 
     /// Beginning of sequence.
@@ -210,9 +214,13 @@ impl Tokenizer {
         self.stops.iter().copied().collect()
     }
 
-    /// The content of a `tokenizer.json` that gives this tokenizer.
+    /// The content of a `tokenizer.json` that gives this tokenizer, or for SentencePiece the nearest one.
     pub fn to_json(&self) -> Result<String> {
-        self.inner.to_string(false).map_err(|error| DataError::tokenizer(None, error))
+        let written = match &self.engine {
+            Engine::Crate(inner) => inner.to_string(false),
+            Engine::SentencePiece(engine) => engine.to_tokenizer().and_then(|inner| inner.to_string(false)),
+        };
+        written.map_err(|error| DataError::tokenizer(None, error))
     }
 }
 

@@ -6,7 +6,7 @@ use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
-use super::{PreTokenizer, Tokenizer};
+use super::{Engine, PreTokenizer, Tokenizer};
 use crate::{DataError, Result};
 
 impl Tokenizer {
@@ -42,6 +42,6 @@ impl Tokenizer {
         );
         let texts: Vec<&str> = texts.into_iter().collect();
         inner.train(&mut trainer, texts.into_iter()).map_err(fail)?;
-        Ok(Self::wrap(inner))
+        Ok(Self::wrap(Engine::Crate(Box::new(inner))))
     }
 }

@@ -1,6 +1,8 @@
 //! Tokenizers, templates, labels and batches, against real files where they were fetched.
 
 mod conversations;
+mod golden_tokenizers;
+mod sentencepiece;
 mod tokenizers;
 
 use std::path::{Path, PathBuf};

@@ -104,7 +104,9 @@ fn folders_name_special_tokens_in_their_configurations() {
     };
     refuse("missing");
     std::fs::write(root.join("tokenizer.model"), "x").unwrap();
-    refuse("convert");
+    refuse("tokenizer.model");
+    std::fs::write(root.join("tokenizer.model"), "IQ== 0\nIg== 1\n").unwrap();
+    refuse("tiktoken");
     std::fs::write(root.join("tokenizer.json"), r#"{"version": "1.0", "model": {"type": "BPE"}"#).unwrap();
     refuse("tokenizer.json");
     let tokenizer = Tokenizer::train_bpe(["abc abc"], 270, &["<s>", "</s>", "<end>"], swift_data::PreTokenizer::Gpt2).unwrap();
@@ -135,15 +137,16 @@ fn hostile_vocabularies_are_refused() {
         Tokenizer::from_gguf(&Gguf::open(&path).unwrap())
     };
     assert_eq!(open(&base()).unwrap().encode("ab", true).unwrap(), [2]);
-    let cases: [(&str, Value, &str); 9] = [
-        ("model", "bert".into(), "bert"),
+    let cases: [(&str, Value, &str); 10] = [
+        ("model", "rwkv".into(), "rwkv"),
+        ("model", "bert".into(), "unknown token"),
         ("model", "llama".into(), "scores"),
         ("tokens", strings(&["a", "b", "a"]), "twice"),
         ("tokens", strings(&[]), "between"),
         ("tokens", Value::U8(1), "missing"),
         ("merges", strings(&["ab"]), "two tokens"),
         ("merges", strings(&["a z"]), "vocab"),
-        ("pre", "tekken".into(), "tekken"),
+        ("pre", "superbpe".into(), "superbpe"),
         ("eos_token_id", Value::U32(3), "outside"),
     ];
     for (key, value, part) in cases {
@@ -156,11 +159,26 @@ fn hostile_vocabularies_are_refused() {
     }
 }
 
-/// Golden tokenizations of llama.cpp: `.assets/vocab` holds `vendor/llama.cpp/models/ggml-vocab-*` of the source package
-/// llama-cpp-python 0.3.36, each with `.inp` and `.out` beside it.
+/// Golden tokenizations of llama.cpp, which lie as `.inp` and `.out` beside its vocabularies (`tests/assets/fetch-vocabularies`).
 #[test]
 fn vocabularies_match_llama_cpp() {
-    for name in ["gpt-2", "llama-bpe", "qwen2", "llama-spm"] {
+    let names = [
+        "gpt-2",
+        "llama-bpe",
+        "qwen2",
+        "qwen35",
+        "llama-spm",
+        "phi-3",
+        "deepseek-llm",
+        "deepseek-coder",
+        "falcon",
+        "mpt",
+        "starcoder",
+        "refact",
+        "command-r",
+        "bert-bge",
+    ];
+    for name in names {
         let Some(path) = crate::asset(&format!("vocab/ggml-vocab-{name}.gguf")) else { continue };
         let tokenizer = Tokenizer::from_gguf(&Gguf::open(&path).unwrap()).unwrap();
         let beside = |extension: &str| std::fs::read_to_string(format!("{}{extension}", path.display())).unwrap();
@@ -171,8 +189,13 @@ fn vocabularies_match_llama_cpp() {
         for (input, output) in inputs.iter().zip(outputs.lines()) {
             let expected: Vec<u32> = output.split_whitespace().map(|id| id.parse().unwrap()).collect();
             let ids = tokenizer.encode(input, false).unwrap();
-            // Qwen 2 normalizes to NFC, in which these inputs are already.
-            assert_eq!(tokenizer.decode(&ids, false).unwrap(), *input, "{name}");
+            // The model's own file brings text into NFC first; llama.cpp does not.
+            if name == "qwen35" && input.contains(['\u{300}', '\u{301}']) {
+                continue;
+            }
+            if name != "bert-bge" {
+                assert_eq!(tokenizer.decode(&ids, false).unwrap(), *input, "{name}");
+            }
             if ids != expected {
                 wrong.push(format!("{input:?}: {ids:?}, not {expected:?}"));
             }
