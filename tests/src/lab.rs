@@ -1,6 +1,6 @@
 //! Models, plugins and single training steps through the library crates.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -48,11 +48,25 @@ impl Lab {
         self.host.load_file(&crate::plugins().join(format!("{name}.wasm"))).unwrap_or_else(|e| panic!("{name}: {e}"))
     }
 
-    /// A llama checkpoint with a fresh adapter, `(plugin, configuration)`, if one is given.
+    /// The bundled model plugin that takes a checkpoint.
+    #[track_caller]
+    fn model_plugin(&self, checkpoint: &Checkpoint) -> Plugin {
+        let files = std::fs::read_dir(crate::plugins()).expect("the plugins' folder").flatten().map(|entry| entry.path());
+        let mut installed: Vec<(String, PathBuf)> = files
+            .filter(|path| path.extension().is_some_and(|extension| extension == "wasm"))
+            .filter_map(|path| Some((path.file_stem()?.to_str()?.to_string(), path)))
+            .collect();
+        installed.sort();
+        let name = self.host.model_plugin(&installed, checkpoint.config()).unwrap_or_else(|e| panic!("{e}"));
+        self.plugin(&name)
+    }
+
+    /// A checkpoint with a fresh adapter, `(plugin, configuration)`, if one is given.
     #[track_caller]
     pub fn open(&self, checkpoint: &Path, adapter: Option<(&str, Value)>) -> Loaded {
         let checkpoint = Arc::new(Checkpoint::open(checkpoint).expect("the checkpoint opens"));
-        let mut model = AdaptedModel::open(checkpoint, &self.plugin("llama")).expect("the model is planned");
+        let plugin = self.model_plugin(&checkpoint);
+        let mut model = AdaptedModel::open(checkpoint, &plugin).unwrap_or_else(|e| panic!("{e}"));
         if let Some((tuner, config)) = adapter {
             model.adapt(&self.plugin(tuner), &config.to_string()).expect("the model is adapted");
         }
@@ -72,6 +86,13 @@ impl Loaded {
     pub fn logits(&mut self, lab: &Lab, tokens: &[i32]) -> Vec<f32> {
         let logits = swift_serve::logits(&mut self.model, &lab.device, &mut self.store, tokens).expect("the model runs");
         logits.floats().expect("logits are floats").to_vec()
+    }
+
+    /// An encoder's output of every token, row by row.
+    #[track_caller]
+    pub fn encode(&mut self, lab: &Lab, tokens: &[i32], output: &str) -> Vec<f32> {
+        let hidden = swift_serve::encode(&mut self.model, &lab.device, &mut self.store, tokens, output).expect("the model runs");
+        hidden.floats().expect("hidden states are floats").to_vec()
     }
 
     /// A parameter.

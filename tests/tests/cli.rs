@@ -42,9 +42,14 @@ fn refuses(dir: &Path, cases: &[(&str, &[&str])]) {
 fn what_is_not_there_is_named() {
     let dir = tempfile::tempdir().unwrap();
     rows(dir.path(), 4);
+    let odd = dir.path().join("odd");
+    std::fs::create_dir(&odd).unwrap();
+    std::fs::copy(golden("families/llama/model.safetensors"), odd.join("model.safetensors")).unwrap();
+    std::fs::write(odd.join("config.json"), r#"{"model_type": "perceiver", "vocab_size": 128}"#).unwrap();
     refuses(
         dir.path(),
         &[
+            ("logits --model odd --tokens 1,2 --out x", &["`perceiver`", "supported are", "gemma3_text, ", "qwen2, ", "hint"]),
             ("sft --model nowhere.gguf --dataset rows.jsonl", &["`nowhere.gguf`", "hint", "swift-tiny"]),
             ("sft --model swift-tiny --dataset nowhere.jsonl", &["`nowhere.jsonl`", "does not exist"]),
             ("sft --model swift-tiny", &["--dataset", "hint"]),
@@ -126,7 +131,7 @@ fn only_data_goes_to_standard_output() {
     let run = |line: &str| swift_host(dir.path(), line).ok();
     let list = run("plugin list");
     let listed: Vec<&str> = list.stdout.lines().filter_map(|l| l.split_whitespace().next()).collect();
-    let bundled = ["adamw", "alpaca", "cross-entropy", "dora", "dpo", "full", "llama", "lora", "messages", "synthetic"];
+    let bundled = ["adamw", "alpaca", "cross-entropy", "dora", "dpo", "full", "gemma3", "llama", "lora", "messages", "synthetic"];
     assert!(bundled.iter().all(|name| listed.contains(name)), "{listed:?}");
 
     let inspected: serde_json::Value = serde_json::from_str(&run("plugin inspect dora --json").stdout).unwrap();

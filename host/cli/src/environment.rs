@@ -106,6 +106,12 @@ impl Environment {
         found
     }
 
+    /// The name of the model plugin that takes a checkpoint.
+    pub(crate) fn model_plugin_of(&self, checkpoint: &Checkpoint) -> Result<String> {
+        let found = self.host.model_plugin(&self.bundled(), checkpoint.config());
+        found.map_err(|e| anyhow!("`{}`: {e}\nhint: `--model_plugin` names a plugin of your own", checkpoint.path().display()))
+    }
+
     /// A model by path, or the embedded one by name.
     pub(crate) fn model(&self, name: &str) -> Result<Arc<Checkpoint>> {
         if name == embedded::MODEL_NAME && !Path::new(name).exists() {
@@ -137,13 +143,6 @@ impl Plugins for Environment {
     fn load(&self, name: &str) -> swift_train::Result<Plugin> {
         self.plugin(name).map_err(|e| TrainError::Config(format!("{e:#}")))
     }
-}
-
-/// The model plugin for a configuration: bundled plugins carry the name of the `model_type` that they implement.
-pub(crate) fn model_plugin_of(checkpoint: &Checkpoint) -> Result<String> {
-    checkpoint.config()["model_type"].as_str().map(str::to_string).ok_or_else(|| {
-        anyhow!("`{}` names no `model_type`; say which plugin traces it with `--model_plugin`", checkpoint.path().display())
-    })
 }
 
 fn cache_dir() -> Option<PathBuf> {

@@ -10,7 +10,7 @@ use swift_train::{Strategy, TrainConfig};
 
 use crate::args::TrainArgs;
 use crate::embedded;
-use crate::environment::{Environment, model_plugin_of};
+use crate::environment::Environment;
 
 /// Sequences per update that the default accumulation reaches.
 const DEFAULT_TOTAL_BATCH: usize = 16;
@@ -84,7 +84,7 @@ pub(crate) fn resolve(kind: Kind, args: &TrainArgs, environment: &Environment, c
         command: kind.name().to_string(),
         model_plugin: match &args.model_plugin {
             Some(plugin) => plugin.clone(),
-            None => model_plugin_of(checkpoint)?,
+            None => environment.model_plugin_of(checkpoint)?,
         },
         from_scratch: matches!(kind, Kind::Pt { from_scratch: true }),
         tuner_config: tuner_config(args, typed, &tuner)?,

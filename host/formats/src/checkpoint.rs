@@ -18,6 +18,9 @@ const INDEX: &str = "model.safetensors.index.json";
 /// Most shards of one model; the largest released ones have a few hundred.
 const MAX_SHARDS: usize = 4096;
 
+/// First parts of names of encoders' tensors in models with a head.
+const BASE_PREFIXES: [&str; 1] = ["bert"];
+
 /// Where a checkpoint came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -195,7 +198,7 @@ impl Checkpoint {
     pub fn contains(&self, name: &str) -> bool {
         match &self.source {
             Source::Gguf { file, .. } => llama::gguf_name(name).is_some_and(|name| file.tensor(&name).is_some()),
-            Source::Folder { owner, .. } => owner.contains_key(name),
+            Source::Folder { owner, .. } => in_folder(owner, name).is_some(),
         }
     }
 
@@ -203,8 +206,8 @@ impl Checkpoint {
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
         match &self.source {
             Source::Folder { shards, owner } => {
-                let shard = owner.get(name).ok_or_else(|| FormatError::missing(&self.path, name))?;
-                shards[*shard].tensor(name)
+                let (name, shard) = in_folder(owner, name).ok_or_else(|| FormatError::missing(&self.path, name))?;
+                shards[shard].tensor(name)
             }
             Source::Gguf { file, heads } => {
                 let info = llama::gguf_name(name)
@@ -221,6 +224,50 @@ impl Checkpoint {
             }
         }
     }
+
+    /// A matrix `[in, out]` by its Hugging Face name, turned to `[out, in]`.
+    pub fn transposed(&self, name: &str) -> Result<TensorView<'_>> {
+        let view = self.tensor(name)?;
+        let &[rows, columns] = view.shape.as_slice() else {
+            return Err(FormatError::invalid(&self.path, format!("`{name}` has shape {:?} and is no matrix", view.shape)));
+        };
+        let (1, width) = view.format.block() else {
+            let reason = format!("`{name}` is stored in {} as [in, out], whose blocks cannot be turned", view.format);
+            return Err(FormatError::unsupported(&self.path, reason));
+        };
+        let mut data = Vec::with_capacity(view.data.len());
+        for column in 0..columns {
+            for row in 0..rows {
+                let at = (row * columns + column) * width;
+                data.extend_from_slice(&view.data[at..at + width]);
+            }
+        }
+        Ok(TensorView { format: view.format, shape: vec![columns, rows], data: Cow::Owned(data) })
+    }
+
+    /// Tensors of one shape and format as one tensor with a new first axis.
+    pub fn stacked(&self, names: &[String]) -> Result<TensorView<'_>> {
+        let parts = names.iter().map(|name| self.tensor(name)).collect::<Result<Vec<_>>>()?;
+        let [first, rest @ ..] = parts.as_slice() else {
+            return Err(FormatError::invalid(&self.path, "a stack of no tensors"));
+        };
+        if let Some(odd) = rest.iter().position(|part| part.shape != first.shape || part.format != first.format) {
+            let reason = format!("`{}` and `{}` differ in shape or format and cannot be stacked", names[0], names[odd + 1]);
+            return Err(FormatError::unsupported(&self.path, reason));
+        }
+        let shape = [parts.len()].iter().chain(&first.shape).copied().collect();
+        let data: Vec<u8> = parts.iter().flat_map(|part| part.data.iter().copied()).collect();
+        Ok(TensorView { format: first.format, shape, data: Cow::Owned(data) })
+    }
+}
+
+/// The tensor's name in the files and its shard. The bare model of a family (`GPT2Model`, `BertModel`) is saved without the first part of
+/// the names that the model with a head has, or the other way round.
+fn in_folder<'a>(owner: &'a HashMap<String, usize>, name: &str) -> Option<(&'a str, usize)> {
+    let find = |name: &str| owner.get_key_value(name).map(|(name, &shard)| (name.as_str(), shard));
+    let shorter = || find(name.split_once('.').filter(|(_, rest)| rest.contains('.'))?.1);
+    let longer = || BASE_PREFIXES.iter().find_map(|prefix| find(&format!("{prefix}.{name}")));
+    find(name).or_else(shorter).or_else(longer)
 }
 
 /// A shard's file name, which must not lead out of the model's folder.

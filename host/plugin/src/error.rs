@@ -57,6 +57,9 @@ pub enum Error {
         /// Digest of the file.
         got: String,
     },
+    /// No installed plugin takes a model.
+    #[error("{0}")]
+    Model(String),
     /// A limit was reached.
     #[error("plugin `{plugin}`, {function}{}: limit `{name}` = {limit} reached: {message}", at(.scope))]
     Limit {

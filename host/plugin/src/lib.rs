@@ -41,6 +41,7 @@ mod loss;
 mod manifest;
 mod model;
 mod optimizer;
+mod select;
 mod trace;
 mod tuner;
 

@@ -199,6 +199,32 @@ pub fn logits(model: &mut AdaptedModel, device: &dyn Device, store: &mut Store, 
     let logits = g.linear(head.hidden, head.weight)?;
     let logits = capped(&mut g, logits, head.softcap)?;
     g.outputs.push(("logits".into(), logits));
+    run_one(device, store, g, tokens, "logits")
+}
+
+/// A named output of an encoder for every token of one sequence, `[tokens, d]` f32: BERT's "last_hidden_state".
+///
+/// # Errors
+/// When a plugin or the device fails, the model has no such output, or a token is outside the vocabulary.
+pub fn encode(
+    model: &mut AdaptedModel,
+    device: &dyn Device,
+    store: &mut Store,
+    tokens: &[i32],
+    output: &str,
+) -> Result<HostTensor> {
+    let traced = model.trace(Mode::Encode)?;
+    let Some((_, value)) = traced.outputs.iter().find(|(name, _)| name == output) else {
+        let named: Vec<&str> = traced.outputs.iter().map(|(name, _)| name.as_str()).collect();
+        return Err(ServeError::Request(format!("the model has no output `{output}`; it has: {}", named.join(", "))));
+    };
+    let mut g = Graph::default();
+    let map = model.inline(&mut g, &traced, true, false)?;
+    g.outputs = vec![(output.to_string(), map[value.index()])];
+    run_one(device, store, g, tokens, output)
+}
+
+fn run_one(device: &dyn Device, store: &mut Store, g: Graph, tokens: &[i32], output: &str) -> Result<HostTensor> {
     let mut program = Program::compile(device, store, g)?;
     let n = tokens.len();
     let bindings = Bindings::new().with(SymbolId::TOKENS, n as u64).with(SymbolId::SEQUENCES, 1);
@@ -208,5 +234,5 @@ pub fn logits(model: &mut AdaptedModel, device: &dyn Device, store: &mut Store, 
     inputs.set("positions", column((0..n as i32).collect()));
     inputs.set("segments", column(vec![0; n]));
     program.refresh(store)?;
-    Ok(program.main.run(store, &bindings, &inputs)?.take("logits")?)
+    Ok(program.main.run(store, &bindings, &inputs)?.take(output)?)
 }

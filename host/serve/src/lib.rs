@@ -11,7 +11,7 @@ mod sampling;
 mod weights;
 
 pub use error::{Result, ServeError};
-pub use generate::{Generated, Generator, Stop, logits};
+pub use generate::{Generated, Generator, Stop, encode, logits};
 pub use model::AdaptedModel;
 pub use program::{Program, compile};
 pub use sampling::Sampling;

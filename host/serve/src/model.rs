@@ -156,7 +156,17 @@ impl AdaptedModel {
         adapted: bool,
         dropout: bool,
     ) -> Result<(Head, Vec<(NodeId, f32)>)> {
-        let head = traced.head.clone().ok_or_else(|| ServeError::Request("the model plugin set no head".into()))?;
+        let head = traced.head.clone().ok_or_else(|| {
+            ServeError::Request("the model has no vocabulary to generate or train on; encoders give hidden states".into())
+        })?;
+        let map = self.inline(g, traced, adapted, dropout)?;
+        let at = |id: NodeId| map[id.index()];
+        let aux = traced.aux_losses.iter().map(|(_, v, w)| (at(*v), *w)).collect();
+        Ok((Head { hidden: at(head.hidden), weight: at(head.weight), softcap: head.softcap }, aux))
+    }
+
+    /// [`AdaptedModel::splice`] for any model: the image of every node.
+    pub(crate) fn inline(&mut self, g: &mut Graph, traced: &TracedModel, adapted: bool, dropout: bool) -> Result<Vec<NodeId>> {
         let trained = self.trained_base();
         let mut by_output: HashMap<NodeId, usize> = HashMap::new();
         if adapted && let Some(adapter) = &self.adapter {
@@ -192,9 +202,7 @@ impl AdaptedModel {
                 g.set_trainable(ParamId(id), true);
             }
         }
-        let at = |id: NodeId| map[id.index()];
-        let aux = traced.aux_losses.iter().map(|(_, v, w)| (at(*v), *w)).collect();
-        Ok((Head { hidden: at(head.hidden), weight: at(head.weight), softcap: head.softcap }, aux))
+        Ok(map)
     }
 
     /// Graph that computes the merged weight of every adapted site, as outputs named by the base parameter.

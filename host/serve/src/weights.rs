@@ -24,27 +24,66 @@ pub struct WeightTensor {
     pub data: Vec<f32>,
 }
 
-/// A checkpoint tensor's bytes, kept alive by the checkpoint that mapped them. Nothing is copied.
+/// A parameter's bytes in a checkpoint, kept alive by the checkpoint that mapped them. Nothing is copied.
 struct Mapped {
     checkpoint: Arc<Checkpoint>,
-    tensor: String,
+    recipe: Recipe,
 }
 
 impl AsRef<[u8]> for Mapped {
     fn as_ref(&self) -> &[u8] {
-        match self.checkpoint.tensor(&self.tensor) {
+        match view(&self.checkpoint, &self.recipe) {
             Ok(TensorView { data: std::borrow::Cow::Borrowed(bytes), .. }) => bytes,
             _ => &[],
         }
     }
 }
 
-/// The checkpoint tensor that a parameter is bound to as a whole.
+/// What a parameter is made of; `None` when it is in no checkpoint.
+fn recipe<'a>(plan: &'a ModelPlan, param: &str) -> Option<&'a Recipe> {
+    plan.bindings.iter().find(|b| b.param == param).map(|b| &b.source)
+}
+
+/// The first checkpoint tensor that a parameter is made of.
 pub(crate) fn source_of<'a>(plan: &'a ModelPlan, param: &str) -> Option<&'a str> {
-    plan.bindings.iter().find(|b| b.param == param).and_then(|b| match &b.source {
-        Recipe::Whole(tensor) => Some(tensor.as_str()),
-        _ => None,
-    })
+    recipe(plan, param).and_then(|recipe| recipe.names().first().copied())
+}
+
+/// A parameter as a checkpoint holds it.
+fn view<'a>(checkpoint: &'a Checkpoint, recipe: &Recipe) -> Result<TensorView<'a>> {
+    match recipe {
+        Recipe::Whole(name) => Ok(checkpoint.tensor(name)?),
+        Recipe::Transposed(name) => Ok(checkpoint.transposed(name)?),
+        Recipe::Stacked(names) => Ok(checkpoint.stacked(names)?),
+        Recipe::Rows(..) | Recipe::Columns(..) | Recipe::Joined(_) => Err(unsupported(recipe)),
+    }
+}
+
+/// The checkpoint tensors that make up a parameter: [`view`] backwards.
+fn pieces(recipe: &Recipe, shape: Vec<usize>, data: Vec<f32>) -> Result<Vec<WeightTensor>> {
+    match recipe {
+        Recipe::Whole(name) => Ok(vec![WeightTensor { name: name.clone(), shape, data }]),
+        Recipe::Transposed(name) => {
+            let (shape, data) = transpose(&shape, &data);
+            Ok(vec![WeightTensor { name: name.clone(), shape, data }])
+        }
+        Recipe::Stacked(names) => {
+            let size = data.len() / names.len().max(1);
+            let part = |(i, name): (usize, &String)| WeightTensor {
+                name: name.clone(),
+                shape: shape[1..].to_vec(),
+                data: data[i * size..(i + 1) * size].to_vec(),
+            };
+            Ok(names.iter().enumerate().map(part).collect())
+        }
+        Recipe::Rows(..) | Recipe::Columns(..) | Recipe::Joined(_) => Err(unsupported(recipe)),
+    }
+}
+
+fn unsupported(recipe: &Recipe) -> ServeError {
+    let message =
+        format!("the model plugin makes a parameter by the recipe {recipe:?}; this host knows whole, transposed and stacked");
+    ServeError::Request(message)
 }
 
 impl AdaptedModel {
@@ -85,14 +124,14 @@ impl AdaptedModel {
     }
 
     fn load_base(&self, store: &mut Store, decl: &ParamDecl, trained: bool) -> Result<()> {
-        let Some(tensor) = source_of(&self.plan, &decl.name) else {
-            return Err(ServeError::Request(format!("the model plugin binds `{}` by a recipe other than `whole`", decl.name)));
+        let Some(recipe) = recipe(&self.plan, &decl.name) else {
+            return Err(ServeError::Request(format!("the model plugin binds `{}` to no tensor", decl.name)));
         };
-        let view = self.checkpoint.tensor(tensor)?;
+        let view = view(&self.checkpoint, recipe)?;
         if !view.shape.iter().map(|&d| d as u64).eq(decl.shape.iter().copied()) {
             return Err(ServeError::WeightShape {
                 param: decl.name.clone(),
-                tensor: tensor.to_string(),
+                tensor: recipe.names().join("`, `"),
                 want: decl.shape.clone(),
                 got: view.shape.clone(),
             });
@@ -104,7 +143,7 @@ impl AdaptedModel {
         }
         let bytes = match &view.data {
             std::borrow::Cow::Borrowed(bytes) => {
-                let owner = Mapped { checkpoint: self.checkpoint.clone(), tensor: tensor.to_string() };
+                let owner = Mapped { checkpoint: self.checkpoint.clone(), recipe: recipe.clone() };
                 Bytes::new(Arc::new(owner), 0..bytes.len())?
             }
             std::borrow::Cow::Owned(bytes) => Bytes::from(bytes.clone()),
@@ -182,12 +221,17 @@ impl AdaptedModel {
 }
 
 fn oriented(tensor: &AdapterTensor, transpose: bool) -> (Vec<usize>, Vec<f32>) {
-    match tensor.shape.as_slice() {
-        &[rows, cols] if transpose => {
-            let at = |i: usize| tensor.data[(i % rows) * cols + i / rows];
+    if transpose { self::transpose(&tensor.shape, &tensor.data) } else { (tensor.shape.clone(), tensor.data.clone()) }
+}
+
+/// A matrix with its axes exchanged; anything else as it is.
+fn transpose(shape: &[usize], data: &[f32]) -> (Vec<usize>, Vec<f32>) {
+    match shape {
+        &[rows, cols] => {
+            let at = |i: usize| data[(i % rows) * cols + i / rows];
             (vec![cols, rows], (0..rows * cols).map(at).collect())
         }
-        _ => (tensor.shape.clone(), tensor.data.clone()),
+        _ => (shape.to_vec(), data.to_vec()),
     }
 }
 
@@ -251,7 +295,7 @@ impl AdaptedModel {
         Ok(())
     }
 
-    /// Every base parameter, tied ones once.
+    /// Every base parameter as the checkpoint's tensors, tied ones once.
     ///
     /// # Errors
     /// When a parameter is not in the store.
@@ -261,8 +305,10 @@ impl AdaptedModel {
             let HostTensor::F32 { shape, data } = store.read_f32(&decl.name)? else {
                 return Err(ServeError::Adapter(format!("parameter `{}` is not a float tensor", decl.name)));
             };
-            let tensor = source_of(&self.plan, &decl.name).unwrap_or(&decl.name);
-            tensors.push(WeightTensor { name: tensor.to_string(), shape, data });
+            match recipe(&self.plan, &decl.name) {
+                Some(recipe) => tensors.extend(pieces(recipe, shape, data)?),
+                None => tensors.push(WeightTensor { name: decl.name.clone(), shape, data }),
+            }
         }
         Ok(tensors)
     }
@@ -290,8 +336,8 @@ impl AdaptedModel {
     pub fn load_full(&self, store: &mut Store, folder: &Path) -> Result<()> {
         let source = Checkpoint::open(folder)?;
         for name in self.trained_base() {
-            let tensor = source_of(&self.plan, &name).unwrap_or(&name).to_string();
-            let view = source.tensor(&tensor)?;
+            let whole = Recipe::Whole(name.clone());
+            let view = view(&source, recipe(&self.plan, &name).unwrap_or(&whole))?;
             store.insert_f32(&name, view.shape.clone(), view.to_f32())?;
         }
         Ok(())

@@ -78,7 +78,7 @@ pub use loss::Loss;
 pub use model::Model;
 pub use optimizer::Optimizer;
 pub use param::Param;
-pub use trace::{debug, fail, info, scope, warn};
+pub use trace::{debug, dry_run, fail, info, scope, warn};
 pub use tuner::Tuner;
 pub use value::{Value, concat};
 

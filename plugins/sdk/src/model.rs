@@ -84,6 +84,11 @@ impl ModelPlan {
         self.param(format!("{path}.weight"), &[d], Init::Ones, &["norm", "no-decay"]);
     }
 
+    /// Whether a parameter of that name is declared.
+    pub fn declares(&self, name: &str) -> bool {
+        self.params.iter().any(|p| p.name == name)
+    }
+
     /// Keys and values of one layer.
     pub fn cache(&mut self, layer: u32, kv_heads: u32, head_dim: u32) {
         self.caches.push(CacheDecl { layer, kv_heads, head_dim, window: None, latent_dim: None });
@@ -94,7 +99,7 @@ impl ModelPlan {
     }
 }
 
-/// Scaled dot-product attention over packed sequences, causal.
+/// Scaled dot-product attention over packed sequences.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention {
     /// Factor of the scores, usually 1/√head_dim.
@@ -103,6 +108,8 @@ pub struct Attention {
     pub softcap: Option<f32>,
     /// Only the last so many tokens are seen, the own one included.
     pub window: Option<u32>,
+    /// Later tokens are not seen.
+    pub causal: bool,
 }
 
 /// A forward trace.
@@ -120,6 +127,11 @@ impl Session<'_> {
     /// Tokens of the packed batch.
     pub fn tokens(&self) -> Dim {
         trace::record(|_| self.raw.dim("tokens")).unwrap_or(Dim::Fixed(1))
+    }
+
+    /// Sequences of the packed batch.
+    pub fn sequences(&self) -> Dim {
+        trace::record(|_| self.raw.dim("sequences")).unwrap_or(Dim::Fixed(1))
     }
 
     /// An input by name: "ids", "positions", "segments" (s32 `[tokens]`), "pixels", ...
@@ -175,7 +187,7 @@ impl Session<'_> {
 
     /// Attention of q `[tokens, heads, d]` over k and v `[tokens, kv_heads, d]` and, in prefill and decode, the layer's cache.
     pub fn attention(&self, layer: u32, q: &Value, k: &Value, v: &Value, spec: Attention) -> Value {
-        let mask = MaskSpec { causal: true, window: spec.window, chunk: None, sinks: 0, by_segment: true };
+        let mask = MaskSpec { causal: spec.causal, window: spec.window, chunk: None, sinks: 0, by_segment: true };
         let spec = AttnSpec { scale: spec.scale, softcap: spec.softcap, mask, dropout: 0.0 };
         let cache = trace::record(|_| Ok(self.raw.cache(layer))).flatten();
         let k = k.clone().into_raw();
@@ -186,11 +198,19 @@ impl Session<'_> {
         }
     }
 
-    /// The model's end: final hidden states `[tokens, d]` and the projection `<path>.weight` `[vocab, d]`.
-    pub fn head(&self, path: &str, hidden: &Value) {
+    /// The end of a language model: final hidden states `[tokens, d]` and the projection `<path>.weight` `[vocab, d]`; with a cap the
+    /// logits are `cap · tanh(logit / cap)`.
+    pub fn head(&self, path: &str, hidden: &Value, softcap: Option<f32>) {
         let hidden = hidden.clone().into_raw();
         if let (Some(w), Some(hidden)) = (&self.param(&format!("{path}.weight")).0, hidden) {
-            trace::record(|_| self.raw.set_head(&hidden, w, None));
+            trace::record(|_| self.raw.set_head(&hidden, w, softcap));
+        }
+    }
+
+    /// A named result, for models that do not end in a vocabulary.
+    pub fn output(&self, name: &str, value: &Value) {
+        if let Some(value) = value.clone().into_raw() {
+            trace::record(|_| self.raw.set_output(name, &value));
         }
     }
 }

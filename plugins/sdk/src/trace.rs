@@ -1,6 +1,6 @@
 //! The trace in progress: the current builder, and the first error.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use scoped_tls::scoped_thread_local;
 
@@ -12,6 +12,7 @@ scoped_thread_local!(static BUILDER: Builder);
 
 thread_local! {
     static FIRST_ERROR: RefCell<Option<Error>> = const { RefCell::new(None) };
+    static DRY: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Runs `f` with `g` as the builder that operators append to; the first error of anything inside is the result.
@@ -21,9 +22,22 @@ pub(crate) fn run<T>(g: &Builder, f: impl FnOnce() -> T) -> Result<T> {
     FIRST_ERROR.take().map_or(Ok(out), Err)
 }
 
+/// Runs `f` outside any trace: operations record nothing and give empty values, of which only the handles exist. A forward pass that
+/// names its parameters on the way can so be run for the names alone.
+///
+/// # Errors
+/// With the first [`fail`] inside.
+pub fn dry_run<T>(f: impl FnOnce() -> T) -> Result<T> {
+    FIRST_ERROR.take();
+    let outer = DRY.replace(true);
+    let out = f();
+    DRY.set(outer);
+    FIRST_ERROR.take().map_or(Ok(out), Err)
+}
+
 /// One fallible call to the host; none after an error, of this call or an earlier one.
 pub(crate) fn record<T>(f: impl FnOnce(&Builder) -> Result<T>) -> Option<T> {
-    if FIRST_ERROR.with_borrow(Option::is_some) {
+    if DRY.get() || FIRST_ERROR.with_borrow(Option::is_some) {
         return None;
     }
     if !BUILDER.is_set() {

@@ -223,6 +223,13 @@ impl Value {
         let count = count.into();
         self.map2(segments, |g, x, s| g.segment_reduce(ReduceOp::Sum, x, s, count))
     }
+
+    /// Largest of rows `[n, ...]` by segment number (s32 `[n]`): `[count, ...]`.
+    #[must_use]
+    pub fn segment_max(&self, segments: &Value, count: impl Into<Dim>) -> Value {
+        let count = count.into();
+        self.map2(segments, |g, x, s| g.segment_reduce(ReduceOp::Max, x, s, count))
+    }
 }
 
 /// Layout.
@@ -307,6 +314,23 @@ impl Value {
         }
     }
 
+    /// x / rms(x) · (1 + w) over the last axis.
+    #[must_use]
+    pub fn rms_norm_unit_offset(&self, weight: &crate::Param, eps: f64) -> Value {
+        match &weight.0 {
+            Some(w) => self.map(|g, x| g.rms_norm(x, Some(w), eps as f32, true)),
+            None => Value::failed(),
+        }
+    }
+
+    /// (x - mean(x)) / √(var(x) + eps) · w + b over the last axis, with what there is of w and b.
+    #[must_use]
+    pub fn layer_norm(&self, weight: Option<&crate::Param>, bias: Option<&crate::Param>, eps: f64) -> Value {
+        let raw = |p: Option<&crate::Param>| p.and_then(|p| p.0.clone());
+        let (w, b) = (raw(weight), raw(bias));
+        self.map(|g, x| g.layer_norm(x, w.as_deref(), b.as_deref(), eps as f32))
+    }
+
     /// Inverted dropout in training, nothing elsewhere and at rate 0.
     #[must_use]
     pub fn dropout(&self, rate: f64) -> Value {
@@ -336,6 +360,16 @@ impl Value {
             let mut outputs = g.call(name, version, &borrowed, &attrs)?;
             outputs.pop().ok_or_else(|| crate::Error::new(crate::ErrorCode::Internal, format!("`{name}` gave no output")))
         })
+    }
+}
+
+/// Data known while tracing.
+impl Value {
+    /// A vector of these numbers.
+    #[must_use]
+    pub fn vector(numbers: &[f32]) -> Value {
+        let bytes: Vec<u8> = numbers.iter().flat_map(|v| v.to_le_bytes()).collect();
+        Value::record(|g| g.constant(&[numbers.len() as u64], Dtype::F32, &bytes))
     }
 }
 

@@ -15,7 +15,7 @@ use swift_train::{answer, text_of};
 
 use crate::args::InferArgs;
 use crate::embedded;
-use crate::environment::{Environment, model_plugin_of};
+use crate::environment::Environment;
 
 /// Largest `adapter_config.json` or `args.json` that is read.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -45,7 +45,7 @@ pub(crate) fn open(
     let checkpoint = environment.model(&name)?;
     let plugin = match model_plugin {
         Some(plugin) => plugin.to_string(),
-        None => model_plugin_of(&checkpoint)?,
+        None => environment.model_plugin_of(&checkpoint)?,
     };
     let mut opened = AdaptedModel::open(checkpoint, &environment.plugin(&plugin)?)?;
     let mut store = device.store();

@@ -11,7 +11,7 @@ use swift_serve::AdaptedModel;
 
 use crate::args::PluginCommand;
 use crate::embedded;
-use crate::environment::{Environment, model_plugin_of};
+use crate::environment::Environment;
 
 /// Dispatches.
 pub(crate) fn plugin(environment: &Environment, command: &PluginCommand) -> Result<ExitCode> {
@@ -63,7 +63,7 @@ fn trace(environment: &Environment, name: &str, model: &str, dot: bool) -> Resul
     let graph = match kind {
         Kind::Model => AdaptedModel::open(checkpoint, &plugin)?.trace(Mode::Train)?.graph,
         Kind::Peft | Kind::Loss => {
-            let model_plugin = environment.plugin(&model_plugin_of(&checkpoint)?)?;
+            let model_plugin = environment.plugin(&environment.model_plugin_of(&checkpoint)?)?;
             let mut opened = AdaptedModel::open(checkpoint, &model_plugin)?;
             let tuner = if kind == Kind::Peft { plugin.clone() } else { environment.plugin("lora")? };
             opened.adapt(&tuner, "{}")?;
