@@ -204,6 +204,10 @@ fn attention(spec: &AttentionSpec) -> Vec<String> {
         spec.softcap.map(|c| format!("softcap={}", number(c))).unwrap_or_default(),
         flag(spec.causal, "causal"),
         spec.window.map(|w| format!("window={w}")).unwrap_or_default(),
+        spec.chunk.map(|c| format!("chunk={c}")).unwrap_or_default(),
+        if spec.pinned > 0 { format!("pinned={}", spec.pinned) } else { String::new() },
+        flag(spec.sinks, "sinks"),
+        flag(spec.bias, "bias"),
     ]
 }
 

@@ -51,14 +51,26 @@ fn close(a: &Tensor, b: &Tensor) {
 #[test]
 fn attention_is_masked_softmax() {
     let segments = [0, 0, 0, 4, 4, 0];
-    let run_of = [0, 0, 0, 1, 1, 2];
-    for (causal, window, softcap) in [(true, None, None), (false, None, Some(0.7)), (true, Some(2), None), (false, Some(2), None)]
-    {
+    let run_of: [usize; 6] = [0, 0, 0, 3, 3, 5];
+    let plain = op::AttentionSpec::causal(0.9);
+    for spec in [
+        plain.clone(),
+        op::AttentionSpec { causal: false, softcap: Some(Float(0.7)), ..plain.clone() },
+        op::AttentionSpec { window: Some(2), ..plain.clone() },
+        op::AttentionSpec { window: Some(1), pinned: 1, ..plain.clone() },
+        op::AttentionSpec { causal: false, window: Some(2), ..plain.clone() },
+        op::AttentionSpec { chunk: Some(2), ..plain.clone() },
+        op::AttentionSpec { causal: false, chunk: Some(2), pinned: 1, ..plain.clone() },
+        op::AttentionSpec { causal: false, sinks: true, softcap: Some(Float(0.7)), bias: true, ..plain.clone() },
+        op::AttentionSpec { sinks: true, ..plain },
+    ] {
         let mut b = Bench::new();
-        let (q, k, v) = (b.x("q", &[6, 4, 2]), b.x("k", &[6, 2, 2]), b.x("v", &[6, 2, 2]));
+        let (q, k, v) = (b.x("q", &[6, 4, 2]), b.x("k", &[6, 2, 2]), b.x("v", &[6, 2, 3]));
         let seg = b.ints("segments", &segments);
-        let spec = op::AttentionSpec { scale: Float(0.9), softcap: softcap.map(Float), causal, window };
-        let fast = b.g.push(op::Attention { spec }, &[q, k, v, seg]).unwrap();
+        let (sinks, bias) = (b.x("sinks", &[4]), b.x("bias", &[4, 6, 6]));
+        let more = [sinks, bias].into_iter().zip([spec.sinks, spec.bias]).filter(|(_, there)| *there).map(|(id, _)| id);
+        let inputs: Vec<NodeId> = [q, k, v, seg].into_iter().chain(more).collect();
+        let fast = b.g.push(op::Attention { spec: spec.clone() }, &inputs).unwrap();
         // Key heads are repeated for their group of query heads.
         let heads = b.ints("heads", &[0, 0, 1, 1]);
         let spread = |g: &mut Graph, x| {
@@ -69,21 +81,35 @@ fn attention_is_masked_softmax() {
         let q = b.g.push(op::Permute { axes: vec![1, 0, 2] }, &[q]).unwrap();
         let scores = b.g.push(op::MatMul { transpose_a: false, transpose_b: true }, &[q, k]).unwrap();
         let mut scores = b.g.scale(scores, 0.9).unwrap();
-        if let Some(cap) = softcap {
-            scores = b.g.scale(scores, 1.0 / cap).unwrap();
+        if let Some(cap) = spec.softcap {
+            scores = b.g.scale(scores, 1.0 / cap.0).unwrap();
             scores = b.g.unary(UnaryOp::Tanh, scores).unwrap();
-            scores = b.g.scale(scores, cap).unwrap();
+            scores = b.g.scale(scores, cap.0).unwrap();
+        }
+        if spec.bias {
+            scores = b.g.add(scores, bias).unwrap();
         }
         let mask = Tensor::from_index(vec![6, 6], |at| {
             let (i, j) = (at[0], at[1]);
-            let near = window.is_none_or(|w| i.abs_diff(j) < w as usize);
-            if run_of[i] == run_of[j] && (!causal || j <= i) && near { 0.0 } else { f64::NEG_INFINITY }
+            let near = spec.window.is_none_or(|w| i.abs_diff(j) < w as usize);
+            let block = |i: usize| spec.chunk.map(|c| (i - run_of[i]) / c as usize);
+            let seen = (near && block(i) == block(j)) || (j < i && j - run_of[j] < spec.pinned as usize);
+            if run_of[i] == run_of[j] && (!spec.causal || j <= i) && seen { 0.0 } else { f64::NEG_INFINITY }
         });
         let mask = b.input("mask", DType::F32, &[6, 6], mask.data);
-        let masked = b.g.add(scores, mask).unwrap();
+        let mut masked = b.g.add(scores, mask).unwrap();
+        let mut values = v;
+        if spec.sinks {
+            // One more column of scores, and one more value of zero.
+            let column = b.g.reshape(sinks, Shape::fixed(&[4, 1, 1])).unwrap();
+            let column = b.g.push(op::Expand { to: Shape::fixed(&[4, 6, 1]) }, &[column]).unwrap();
+            masked = b.g.push(op::Concat { axis: 2 }, &[masked, column]).unwrap();
+            let zero = b.input("zero", DType::F32, &[4, 1, 3], vec![0.0; 12]);
+            values = b.g.push(op::Concat { axis: 1 }, &[v, zero]).unwrap();
+        }
         let lse = b.g.reduce(ReduceOp::LogSumExp, masked, &[2], false).unwrap();
         let p = b.g.push(op::Softmax, &[masked]).unwrap();
-        let o = b.g.push(op::MatMul { transpose_a: false, transpose_b: false }, &[p, v]).unwrap();
+        let o = b.g.push(op::MatMul { transpose_a: false, transpose_b: false }, &[p, values]).unwrap();
         let o = b.g.push(op::Permute { axes: vec![1, 0, 2] }, &[o]).unwrap();
         let values = b.run();
         close(values.of(fast), values.of(o));
@@ -97,7 +123,7 @@ fn cached_attention_continues_a_sequence() {
     let mut whole = Bench::new();
     let (q, k, v) = (whole.x("q", &[5, 2, 2]), whole.x("k", &[5, 1, 2]), whole.x("v", &[5, 1, 2]));
     let segments = whole.ints("segments", &[0; 5]);
-    let spec = op::AttentionSpec { scale: Float(0.5), softcap: None, causal: true, window: Some(3) };
+    let spec = op::AttentionSpec { window: Some(3), ..op::AttentionSpec::causal(0.5) };
     let o = whole.g.push(op::Attention { spec: spec.clone() }, &[q, k, v, segments]).unwrap();
     let want = whole.run().of(o).clone();
     let mut states = std::collections::BTreeMap::new();

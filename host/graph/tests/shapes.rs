@@ -24,7 +24,7 @@ fn rows(dims: &[u64]) -> Type {
 }
 
 fn attention(scale: f64, window: Option<u32>) -> op::AttentionSpec {
-    op::AttentionSpec { scale: Float(scale), softcap: None, causal: true, window }
+    op::AttentionSpec { window, ..op::AttentionSpec::causal(scale) }
 }
 
 fn cross_entropy(smoothing: f64, temperature: f64, softcap: Option<f64>) -> Op {

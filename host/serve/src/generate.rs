@@ -66,11 +66,9 @@ impl Generator {
         let logits = g.linear(last, head.weight)?;
         let logits = capped(&mut g, logits, head.softcap)?;
         g.outputs.push(("logits".into(), logits));
-        for decl in &model.plan.caches {
-            for kind in ["k", "v"] {
-                let shape = [slots, capacity, decl.kv_heads as usize, decl.head_dim as usize];
-                store.ensure_state(&format!("cache.{kind}.{}", decl.layer), &shape)?;
-            }
+        let bindings = bindings(1, 1, slots, capacity);
+        for state in g.states().iter().filter(|state| state.name.starts_with("cache.")) {
+            store.ensure_state(&state.name, &state.ty.shape.eval(&bindings)?)?;
         }
         Ok(Generator { program: Program::compile(device, store, g)?, slots, capacity })
     }
@@ -84,11 +82,7 @@ impl Generator {
     }
 
     fn bindings(&self, tokens: usize, sequences: usize) -> Bindings {
-        Bindings::new()
-            .with(SymbolId::TOKENS, tokens as u64)
-            .with(SymbolId::SEQUENCES, sequences as u64)
-            .with(SymbolId::SLOTS, self.slots as u64)
-            .with(SymbolId::CAPACITY, self.capacity as u64)
+        bindings(tokens, sequences, self.slots, self.capacity)
     }
 
     /// Continues every prompt. `on_token` hears of each new token as (prompt index, token) and may end that sequence.
@@ -178,6 +172,14 @@ impl Generator {
             HostTensor::I32 { .. } => Err(ServeError::Request("the decoding graph gave no float logits".into())),
         }
     }
+}
+
+fn bindings(tokens: usize, sequences: usize, slots: usize, capacity: usize) -> Bindings {
+    Bindings::new()
+        .with(SymbolId::TOKENS, tokens as u64)
+        .with(SymbolId::SEQUENCES, sequences as u64)
+        .with(SymbolId::SLOTS, slots as u64)
+        .with(SymbolId::CAPACITY, capacity as u64)
 }
 
 /// `cap·tanh(x/cap)`, where there is a cap.

@@ -8,43 +8,47 @@
 
 use super::Spec;
 use super::product::{Layout, Product};
-use super::tile::{self, NO_SCORE, Queries, TILE, mask, padded};
+use super::tile::{self, Bias, NO_SCORE, Queries, TILE, mask, padded};
 use crate::gemm::scratch::with_scratch;
 use crate::isa::Isa;
 use crate::simd::{math, simd_fn};
 
-/// Keys and values of one head: row `j` is at `j * stride`.
+/// Keys and values of one head of one run: row `j` of the keys is at `j * k_stride`.
 #[derive(Clone, Copy)]
 pub(super) struct Keys<'a> {
     pub(super) k: &'a [f32],
     pub(super) v: &'a [f32],
-    pub(super) stride: usize,
+    pub(super) k_stride: usize,
+    pub(super) v_stride: usize,
+    pub(super) bias: Option<Bias<'a>>,
 }
 
-/// Attends a tile; `out` receives each lane's result (`dim` floats) and its log of the sum of
-/// exponentials.
+/// Attends a tile of one head; `out` receives each lane's result (`value_dim` floats) and its log of
+/// the sum of exponentials, in which a `sink` takes part.
 pub(super) fn attend(
     isa: Isa,
     spec: &Spec,
     queries: &Queries,
     q: &[f32],
     keys: Keys<'_>,
+    sink: Option<f32>,
     mut out: impl FnMut(usize, &[f32], f32),
 ) {
-    let dim = spec.head_dim;
-    let width = padded(dim);
-    with_scratch(TILE * (dim + TILE + 2 * width), |scratch| {
+    let (dim, value_dim) = (spec.head_dim, spec.value_dim);
+    let width = padded(value_dim);
+    let biased = keys.bias.map_or(0, |_| TILE * TILE);
+    with_scratch(TILE * (dim + TILE + padded(dim.max(value_dim)) + width) + biased, |scratch| {
         let (qt, rest) = scratch.split_at_mut(TILE * dim);
         let (scores, rest) = rest.split_at_mut(TILE * TILE);
-        let (packed, o) = rest.split_at_mut(TILE * width);
+        let (o, rest) = rest.split_at_mut(TILE * width);
+        let (bias, packed) = rest.split_at_mut(biased);
         queries.transpose(isa, q, dim, spec.scale, qt);
         let mut state = State { top: [NO_SCORE; TILE], sum: [0.0; TILE], shrink: [1.0; TILE] };
-        let range = queries.keys();
-        for start in range.clone().step_by(TILE) {
-            let tile = start..range.end.min(start + TILE);
-            let fresh = start == range.start;
-            let lanes = queries.lanes();
-            let (k, k_stride) = tile::rows(&keys.k[start * keys.stride..], tile.len(), keys.stride, dim, packed);
+        let lanes = queries.lanes();
+        for (number, tile) in queries.tiles().enumerate() {
+            let fresh = number == 0;
+            let k = &keys.k[tile.start * keys.k_stride..];
+            let (k, k_stride) = tile::rows(k, tile.len(), keys.k_stride, dim, packed);
             // SAFETY: `tile.len()` rows of keys, `dim` rows of transposed queries, and a tile of scores.
             unsafe {
                 Product {
@@ -62,7 +66,10 @@ pub(super) fn attend(
                 }
                 .run(isa);
             }
-            soften(isa, spec, queries, tile.clone(), &mut state, scores);
+            if let Some(from) = &keys.bias {
+                from.transpose(queries, &tile, bias);
+            }
+            soften(isa, spec, queries, tile.clone(), bias, &mut state, scores);
             if !fresh {
                 for (o, &shrink) in o.chunks_exact_mut(width).zip(&state.shrink).take(queries.count) {
                     if shrink != 1.0 {
@@ -70,7 +77,8 @@ pub(super) fn attend(
                     }
                 }
             }
-            let (v, v_stride) = tile::rows(&keys.v[start * keys.stride..], tile.len(), keys.stride, dim, packed);
+            let v = &keys.v[tile.start * keys.v_stride..];
+            let (v, v_stride) = tile::rows(v, tile.len(), keys.v_stride, value_dim, packed);
             // SAFETY: the tile's scores are in scratch, its values are `tile.len()` rows, and `o` has rows for all queries.
             unsafe {
                 Product {
@@ -90,8 +98,16 @@ pub(super) fn attend(
             }
         }
         for (lane, o) in o.chunks_exact_mut(width).enumerate().take(queries.count) {
-            tile::scale(isa, o, 1.0 / state.sum[lane]);
-            out(lane, &o[..dim], state.top[lane] + state.sum[lane].ln());
+            let (mut top, mut sum, mut shrink) = (state.top[lane], state.sum[lane], 1.0);
+            if let Some(sink) = sink {
+                // The highest of both keeps every exponential finite.
+                let higher = top.max(sink);
+                shrink = (top - higher).exp();
+                sum = sum * shrink + (sink - higher).exp();
+                top = higher;
+            }
+            tile::scale(isa, o, shrink / sum);
+            out(lane, &o[..value_dim], top + sum.ln());
         }
     });
 }
@@ -105,32 +121,35 @@ struct State {
 }
 
 simd_fn! {
-    /// Turns scores into weights relative to the running maximum.
+    /// Turns scores into weights relative to the running maximum. A `bias` that is not empty has a
+    /// tile's layout.
     fn soften<S>(
         s,
         spec: &Spec,
         queries: &Queries,
         keys: std::ops::Range<usize>,
+        bias: &[f32],
         state: &mut State,
         scores: &mut [f32],
     ) {
-        assert!(keys.len() <= TILE && scores.len() >= TILE * TILE);
+        assert!(keys.len() <= TILE && scores.len() >= TILE * TILE && (bias.is_empty() || bias.len() >= TILE * TILE));
         let masked = !queries.see_all(&keys);
         let hidden = s.splat(f32::NEG_INFINITY);
         for lane in (0..queries.lanes()).step_by(S::LANES) {
             // SAFETY: whole vectors below `TILE` lanes, rows below `TILE`.
             unsafe {
                 let scores = scores.as_mut_ptr().add(lane);
-                let bounds = masked.then(|| {
-                    (s.load(queries.first.as_ptr().add(lane)), s.load(queries.last.as_ptr().add(lane)))
-                });
+                let bounds = if masked { Some(queries.bounds(s, lane)) } else { None };
                 let before = s.load(state.top.as_ptr().add(lane));
                 let mut top = before;
-                if masked || spec.softcap.is_some() {
+                if masked || spec.softcap.is_some() || !bias.is_empty() {
                     for (row, key) in keys.clone().enumerate() {
                         let mut score = s.load(scores.add(row * TILE));
                         if let Some(cap) = spec.softcap {
                             score = s.mul(s.splat(cap), math::tanh(s, s.mul(score, s.splat(1.0 / cap))));
+                        }
+                        if !bias.is_empty() {
+                            score = s.add(score, s.load(bias.as_ptr().add(row * TILE + lane)));
                         }
                         score = mask(s, bounds, key, score, hidden);
                         s.store(scores.add(row * TILE), score);

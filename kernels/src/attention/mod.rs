@@ -1,21 +1,24 @@
 //! Attention over packed tokens, without the matrix of scores (FlashAttention, Dao 2023).
 //!
 //! ```text
-//! q, o, d_q, d_o: [n, heads * head_dim]      k, v, d_k, d_v: [n, kv_heads * head_dim]
+//! q, d_q: [n, heads * head_dim]        o, d_o: [n, heads * value_dim]
+//! k, d_k: [n, kv_heads * head_dim]     v, d_v: [n, kv_heads * value_dim]
 //! lse: [heads * n], lse[h * n + i] = log sum_j e^score(i, j)
 //! ```
 //!
 //! Tokens attend inside their run of equal segment numbers only; a causal token sees itself and
 //! what precedes it in the run. Query head `h` uses key head `h / (heads / kv_heads)`. With a
-//! window `w`, token `i` sees `j` where `|i - j| < w`. Scores are `scale q.k`, then, with a cap
-//! `c`, `c tanh(score / c)`. Outputs are overwritten.
+//! window `w`, token `i` sees `j` where `|i - j| < w`; with a chunk `c`, where `i / c == j / c`;
+//! the first `pinned` tokens of a run are seen in spite of either. Scores are `scale q.k`, then, with
+//! a cap `c`, `c tanh(score / c)`, then plus a bias. A sink is the score of one more key, whose value
+//! is zero: it only takes weight from the others (gpt-oss, OpenAI 2025). Outputs are overwritten.
 //!
 //! The wide levels work on tiles of 64 queries by 64 keys, skip tiles that are masked out
 //! entirely, and hold the scores transposed: a query is a vector lane, so its running maximum
 //! and sum need no horizontal operation, and all products are of the one form that `product.rs`
 //! computes. An output element is always summed in the order of its keys (or queries), so results
 //! do not depend on the number of threads. Error against `scalar.rs` is about `1e-6` relative to
-//! the largest value attended to.
+//! the largest value attended to. A bias costs its size in memory, and more time than the rest.
 
 #![allow(clippy::too_many_arguments, reason = "a kernel names its sizes, inputs and outputs")]
 
@@ -35,6 +38,10 @@ mod tiled;
 
 use crate::isa::Isa;
 use crate::pool::Pool;
+use std::ops::Range;
+
+/// Largest head: keeps the scratch of a thread below 2 MB.
+pub const MAX_HEAD_DIM: usize = 1024;
 
 /// Heads and mask of an attention layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -43,14 +50,20 @@ pub struct Spec {
     pub heads: usize,
     /// Key and value heads; divides `heads`.
     pub kv_heads: usize,
-    /// Dimensions of a head: a multiple of 4, at most 256.
+    /// Dimensions of a query or key head, at most [`MAX_HEAD_DIM`]. Multiples of 16 are fastest.
     pub head_dim: usize,
+    /// Dimensions of a value head, likewise.
+    pub value_dim: usize,
     /// Factor on the scores, usually `head_dim^-0.5`.
     pub scale: f32,
     /// Tokens see no later ones.
     pub causal: bool,
     /// Tokens see only others that are nearer than this.
     pub window: Option<usize>,
+    /// Tokens see only others in the same block of this many.
+    pub chunk: Option<usize>,
+    /// First tokens of a run that neither window nor chunk hides.
+    pub pinned: usize,
     /// Smooth bound of the scores.
     pub softcap: Option<f32>,
 }
@@ -61,11 +74,9 @@ impl Spec {
     #[track_caller]
     fn check(&self) {
         assert!(self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads), "kv_heads must divide heads");
-        assert!(
-            (4..=256).contains(&self.head_dim) && self.head_dim.is_multiple_of(4),
-            "head_dim must be a multiple of 4, at most 256"
-        );
-        assert!(self.window != Some(0), "an attention window of nothing");
+        let sizes = 1..=MAX_HEAD_DIM;
+        assert!(sizes.contains(&self.head_dim) && sizes.contains(&self.value_dim), "size of an attention head");
+        assert!(self.window != Some(0) && self.chunk != Some(0), "an attention window or chunk of nothing");
     }
 
     /// Floats of a token's queries.
@@ -73,9 +84,19 @@ impl Spec {
         self.heads * self.head_dim
     }
 
+    /// Floats of a token's outputs.
+    fn o_width(&self) -> usize {
+        self.heads * self.value_dim
+    }
+
     /// Floats of a token's keys.
-    fn kv_width(&self) -> usize {
+    fn k_width(&self) -> usize {
         self.kv_heads * self.head_dim
+    }
+
+    /// Floats of a token's values.
+    fn v_width(&self) -> usize {
+        self.kv_heads * self.value_dim
     }
 
     /// Query heads that share a key head.
@@ -83,16 +104,80 @@ impl Spec {
         self.heads / self.kv_heads
     }
 
-    /// Positions that the query at `i` of `len` sees.
-    fn visible(&self, i: usize, len: usize) -> std::ops::Range<usize> {
+    /// Positions that the query at `i` of `len` sees, but for the pinned ones before.
+    fn visible(&self, i: usize, len: usize) -> Range<usize> {
         let reach = self.window.unwrap_or(len);
-        let end = if self.causal { i + 1 } else { len.min(i.saturating_add(reach)) };
-        (i + 1).saturating_sub(reach)..end
+        let (low, high) = self.chunk.map_or((0, len), |chunk| (i / chunk * chunk, (i / chunk * chunk).saturating_add(chunk)));
+        let end = if self.causal { i + 1 } else { len.min(i.saturating_add(reach)).min(high) };
+        (i + 1).saturating_sub(reach).max(low)..end
+    }
+
+    /// All positions that the query at `i` of `len` sees.
+    fn seen(&self, i: usize, len: usize) -> impl Iterator<Item = usize> + Clone + use<> {
+        let near = self.visible(i, len);
+        (0..self.pinned.min(near.start)).chain(near)
     }
 }
 
+/// What attention reads.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// Queries.
+    pub q: &'a [f32],
+    /// Keys.
+    pub k: &'a [f32],
+    /// Values.
+    pub v: &'a [f32],
+    /// One number for each token.
+    pub segments: &'a [i32],
+    /// One score for each head.
+    pub sinks: Option<&'a [f32]>,
+    /// `[heads, n, n]`: the query's token comes before the key's.
+    pub bias: Option<&'a [f32]>,
+}
+
+impl Inputs<'_> {
+    /// # Panics
+    /// When a length is not as documented.
+    #[track_caller]
+    fn check(&self, spec: &Spec) {
+        let n = self.segments.len();
+        assert!(self.q.len() == n * spec.q_width(), "length of the queries of attention");
+        assert!(self.k.len() == n * spec.k_width(), "length of the keys of attention");
+        assert!(self.v.len() == n * spec.v_width(), "length of the values of attention");
+        assert!(self.sinks.is_none_or(|sinks| sinks.len() == spec.heads), "length of the sinks of attention");
+        assert!(self.bias.is_none_or(|bias| bias.len() == spec.heads * n * n), "length of the bias of attention");
+    }
+}
+
+/// What the forward pass left, and the gradient that comes in.
+#[derive(Clone, Copy, Debug)]
+pub struct Saved<'a> {
+    /// Its output.
+    pub o: &'a [f32],
+    /// Its log of the sum of exponentials.
+    pub lse: &'a [f32],
+    /// Gradient of `o`.
+    pub d_o: &'a [f32],
+}
+
+/// What the backward pass computes; all of it is overwritten.
+#[derive(Debug)]
+pub struct Gradients<'a> {
+    /// Of the queries.
+    pub d_q: &'a mut [f32],
+    /// Of the keys.
+    pub d_k: &'a mut [f32],
+    /// Of the values.
+    pub d_v: &'a mut [f32],
+    /// Of the sinks, if there are sinks and it is wanted.
+    pub d_sinks: Option<&'a mut [f32]>,
+    /// Of the bias, if there is one and it is wanted.
+    pub d_bias: Option<&'a mut [f32]>,
+}
+
 /// Ranges of equal numbers.
-fn runs(segments: &[i32]) -> Vec<std::ops::Range<usize>> {
+fn runs(segments: &[i32]) -> Vec<Range<usize>> {
     let mut start = 0;
     segments
         .chunk_by(|a, b| a == b)
@@ -103,64 +188,64 @@ fn runs(segments: &[i32]) -> Vec<std::ops::Range<usize>> {
         .collect()
 }
 
-/// Attention of `n` packed tokens; keeps `lse` for [`backward`].
+/// Attention of packed tokens; keeps `lse` for [`backward`].
 #[track_caller]
-pub fn forward(
-    pool: &Pool,
-    spec: &Spec,
-    n: usize,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    segments: &[i32],
-    o: &mut [f32],
-    lse: &mut [f32],
-) {
+pub fn forward(pool: &Pool, spec: &Spec, x: &Inputs<'_>, o: &mut [f32], lse: &mut [f32]) {
     spec.check();
-    assert!(q.len() == n * spec.q_width() && o.len() == q.len(), "length of the queries or the output of attention");
-    assert!(k.len() == n * spec.kv_width() && v.len() == k.len(), "length of the keys or values of attention");
-    assert!(segments.len() == n && lse.len() == spec.heads * n, "length of the segments or lse of attention");
-    let runs = runs(segments);
+    x.check(spec);
+    let n = x.segments.len();
+    assert!(o.len() == n * spec.o_width(), "length of the output of attention");
+    assert!(lse.len() == spec.heads * n, "length of the lse of attention");
+    let runs = runs(x.segments);
     match pool.isa() {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 => tiled::forward(pool, spec, n, q, k, v, &runs, o, lse),
-        _ => scalar::forward(pool, spec, n, q, k, v, &runs, o, lse),
+        Isa::Avx2 | Isa::Avx512 => tiled::forward(pool, spec, x, &runs, o, lse),
+        _ => scalar::forward(pool, spec, x, &runs, o, lse),
     }
 }
 
-/// Gradients of [`forward`] from its `o` and `lse`.
+/// Gradients of [`forward`].
 #[track_caller]
-pub fn backward(
-    pool: &Pool,
-    spec: &Spec,
-    n: usize,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    segments: &[i32],
-    o: &[f32],
-    lse: &[f32],
-    d_o: &[f32],
-    d_q: &mut [f32],
-    d_k: &mut [f32],
-    d_v: &mut [f32],
-) {
+pub fn backward(pool: &Pool, spec: &Spec, x: &Inputs<'_>, saved: &Saved<'_>, d: Gradients<'_>) {
     spec.check();
+    x.check(spec);
+    let n = x.segments.len();
+    assert!(saved.o.len() == n * spec.o_width() && saved.d_o.len() == saved.o.len(), "length of an output of attention");
+    assert!(saved.lse.len() == spec.heads * n, "length of the lse of attention");
     assert!(
-        q.len() == n * spec.q_width() && o.len() == q.len() && d_o.len() == q.len() && d_q.len() == q.len(),
-        "length of a query-like operand of attention"
+        d.d_q.len() == x.q.len() && d.d_k.len() == x.k.len() && d.d_v.len() == x.v.len(),
+        "length of a gradient of attention"
     );
+    if let (Some(sinks), Some(d_sinks)) = (x.sinks, d.d_sinks) {
+        assert!(d_sinks.len() == sinks.len(), "length of the gradient of the sinks of attention");
+        sink_gradients(pool, spec, sinks, saved, d_sinks);
+    }
+    let d_bias = d.d_bias.filter(|_| x.bias.is_some());
     assert!(
-        k.len() == n * spec.kv_width() && v.len() == k.len() && d_k.len() == k.len() && d_v.len() == k.len(),
-        "length of a key-like operand of attention"
+        d_bias.as_ref().is_none_or(|d_bias| d_bias.len() == spec.heads * n * n),
+        "length of the gradient of the bias of attention"
     );
-    assert!(segments.len() == n && lse.len() == spec.heads * n, "length of the segments or lse of attention");
-    let runs = runs(segments);
+    let runs = runs(x.segments);
     match pool.isa() {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 => tiled::backward(pool, spec, n, q, k, v, &runs, o, lse, d_o, d_q, d_k, d_v),
-        _ => scalar::backward(pool, spec, n, q, k, v, &runs, o, lse, d_o, d_q, d_k, d_v),
+        Isa::Avx2 | Isa::Avx512 => tiled::backward(pool, spec, x, &runs, saved, d.d_q, d.d_k, d.d_v, d_bias),
+        _ => scalar::backward(pool, spec, x, &runs, saved, d.d_q, d.d_k, d.d_v, d_bias),
     }
+}
+
+/// `d_sink = -sum_i e^(sink - lse_i) (do_i . o_i)`: as for any key, of which the value is zero.
+fn sink_gradients(pool: &Pool, spec: &Spec, sinks: &[f32], saved: &Saved<'_>, d_sinks: &mut [f32]) {
+    let (n, dim) = (saved.lse.len() / spec.heads, spec.value_dim);
+    pool.run_pieces(d_sinks, 1, |head, d_sink| {
+        let mut sum = 0.0;
+        for i in 0..n {
+            let at = (i * spec.heads + head) * dim;
+            let weight = f64::from(sinks[head] - saved.lse[head * n + i]).exp();
+            let pairs = saved.o[at..][..dim].iter().zip(&saved.d_o[at..]);
+            sum -= weight * pairs.map(|(&o, &d)| f64::from(o) * f64::from(d)).sum::<f64>();
+        }
+        d_sink[0] = sum as f32;
+    });
 }
 
 /// Attention of new tokens to a cache of keys and values, for generation.
@@ -189,7 +274,8 @@ pub fn cached(
     o: &mut [f32],
 ) {
     spec.check();
-    let width = spec.kv_width();
+    let width = spec.k_width();
+    assert!(spec.value_dim == spec.head_dim);
     assert!(q.len() == n * spec.q_width() && o.len() == q.len(), "length of the queries or the output of attention");
     assert!(k.len() == n * width && v.len() == k.len(), "length of the keys or values of attention");
     assert!(slots.len() == n && positions.len() == n, "length of the slots or positions of attention");

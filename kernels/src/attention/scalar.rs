@@ -1,6 +1,6 @@
 //! Specification of attention: one query at a time, every sum in `f64`.
 
-use super::{Place, Spec};
+use super::{Inputs, Place, Saved, Spec};
 use crate::pool::{Disjoint, Pool};
 use std::ops::Range;
 
@@ -35,13 +35,22 @@ fn score(spec: &Spec, q: &[f32], k: &[f32]) -> f64 {
     }
 }
 
-/// Attends one query to `keys`, writes `o` and returns the log of the sum of exponentials.
-fn attend(spec: &Spec, q: &[f32], k: Rows<'_>, v: Rows<'_>, keys: Range<usize>, o: &mut [f32]) -> f32 {
-    let scores: Vec<f64> = keys.clone().map(|j| score(spec, q, k.row(j))).collect();
-    let top = scores.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
-    let mut sum = 0.0;
+/// Attends one query to the keys that `keys` yields with what is added to their scores. Writes `o`
+/// and returns the log of the sum of exponentials.
+fn attend(
+    spec: &Spec,
+    q: &[f32],
+    k: Rows<'_>,
+    v: Rows<'_>,
+    keys: impl Iterator<Item = (usize, f64)> + Clone,
+    sink: Option<f32>,
+    o: &mut [f32],
+) -> f32 {
+    let scores: Vec<f64> = keys.clone().map(|(j, bias)| score(spec, q, k.row(j)) + bias).collect();
+    let top = scores.iter().copied().chain(sink.map(f64::from)).fold(f64::NEG_INFINITY, f64::max);
+    let mut sum = sink.map_or(0.0, |sink| (f64::from(sink) - top).exp());
     let mut acc = vec![0.0; o.len()];
-    for (score, j) in scores.iter().zip(keys) {
+    for (score, (j, _)) in scores.iter().zip(keys) {
         let weight = (score - top).exp();
         sum += weight;
         for (acc, &v) in acc.iter_mut().zip(v.row(j)) {
@@ -54,99 +63,110 @@ fn attend(spec: &Spec, q: &[f32], k: Rows<'_>, v: Rows<'_>, keys: Range<usize>, 
     (top + sum.ln()) as f32
 }
 
-pub(super) fn forward(
-    pool: &Pool,
+/// The token's keys, and the bias of each.
+fn keys<'a>(
     spec: &Spec,
-    n: usize,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    runs: &[Range<usize>],
-    o: &mut [f32],
-    lse: &mut [f32],
-) {
-    let dim = spec.head_dim;
+    x: &Inputs<'a>,
+    head: usize,
+    run: &Range<usize>,
+    i: usize,
+) -> impl Iterator<Item = (usize, f64)> + Clone {
+    let (n, start, bias) = (x.segments.len(), run.start, x.bias);
+    let seen = spec.seen(i - start, run.len());
+    seen.map(move |j| {
+        let j = j + start;
+        (j, bias.map_or(0.0, |bias| f64::from(bias[(head * n + i) * n + j])))
+    })
+}
+
+pub(super) fn forward(pool: &Pool, spec: &Spec, x: &Inputs<'_>, runs: &[Range<usize>], o: &mut [f32], lse: &mut [f32]) {
+    let (dim, value_dim) = (spec.head_dim, spec.value_dim);
+    let n = x.segments.len();
     let o = Disjoint::new(o);
     if n == 0 {
         return;
     }
     pool.run_pieces(lse, n, |head, lse| {
-        let q = Rows::new(q, spec.q_width(), head * dim, dim);
-        let at = head / spec.group() * dim;
-        let k = Rows::new(k, spec.kv_width(), at, dim);
-        let v = Rows::new(v, spec.kv_width(), at, dim);
+        let q = Rows::new(x.q, spec.q_width(), head * dim, dim);
+        let k = Rows::new(x.k, spec.k_width(), head / spec.group() * dim, dim);
+        let v = Rows::new(x.v, spec.v_width(), head / spec.group() * value_dim, value_dim);
         for run in runs {
             for i in run.clone() {
-                let keys = spec.visible(i - run.start, run.len());
-                let keys = keys.start + run.start..keys.end + run.start;
                 // SAFETY: each head of each token belongs to one task.
-                let o = unsafe { o.slice(i * spec.q_width() + head * dim, dim) };
-                lse[i] = attend(spec, q.row(i), k, v, keys, o);
+                let o = unsafe { o.slice(i * spec.o_width() + head * value_dim, value_dim) };
+                lse[i] = attend(spec, q.row(i), k, v, keys(spec, x, head, run, i), x.sinks.map(|s| s[head]), o);
             }
         }
     });
 }
 
 /// With `p = e^(s - lse)`: `dv = p^T do`, `ds = p (do v^T - do.o)`, `dq = scale ds k`,
-/// `dk = scale ds^T q`; a cap multiplies `ds` by `1 - (s / cap)^2`.
+/// `dk = scale ds^T q`; a cap multiplies `ds` by `1 - (s / cap)^2`, after the bias took it.
 pub(super) fn backward(
     pool: &Pool,
     spec: &Spec,
-    n: usize,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
+    x: &Inputs<'_>,
     runs: &[Range<usize>],
-    o: &[f32],
-    lse: &[f32],
-    d_o: &[f32],
+    saved: &Saved<'_>,
     d_q: &mut [f32],
     d_k: &mut [f32],
     d_v: &mut [f32],
+    mut d_bias: Option<&mut [f32]>,
 ) {
-    let dim = spec.head_dim;
-    let (q_width, kv_width) = (spec.q_width(), spec.kv_width());
-    let (d_q, d_k, d_v) = (Disjoint::new(d_q), Disjoint::new(d_k), Disjoint::new(d_v));
+    let (dim, value_dim, n) = (spec.head_dim, spec.value_dim, x.segments.len());
+    if let Some(d_bias) = &mut d_bias {
+        d_bias.fill(0.0);
+    }
+    let (d_q, d_k, d_v, d_bias) = (Disjoint::new(d_q), Disjoint::new(d_k), Disjoint::new(d_v), d_bias.map(Disjoint::new));
     pool.run(spec.kv_heads, &|kv_head| {
-        let k = Rows::new(k, kv_width, kv_head * dim, dim);
-        let v = Rows::new(v, kv_width, kv_head * dim, dim);
+        let k = Rows::new(x.k, spec.k_width(), kv_head * dim, dim);
+        let v = Rows::new(x.v, spec.v_width(), kv_head * value_dim, value_dim);
         let mut dk = vec![0.0; n * dim];
-        let mut dv = vec![0.0; n * dim];
+        let mut dv = vec![0.0; n * value_dim];
         for head in kv_head * spec.group()..(kv_head + 1) * spec.group() {
-            let q = Rows::new(q, q_width, head * dim, dim);
-            let o = Rows::new(o, q_width, head * dim, dim);
-            let d_o = Rows::new(d_o, q_width, head * dim, dim);
+            let q = Rows::new(x.q, spec.q_width(), head * dim, dim);
+            let o = Rows::new(saved.o, spec.o_width(), head * value_dim, value_dim);
+            let d_o = Rows::new(saved.d_o, spec.o_width(), head * value_dim, value_dim);
             for run in runs {
                 for i in run.clone() {
-                    let keys = spec.visible(i - run.start, run.len());
                     let delta = dot(o.row(i), d_o.row(i));
                     let mut dq = vec![0.0; dim];
-                    for j in keys.start + run.start..keys.end + run.start {
+                    for (j, bias) in keys(spec, x, head, run, i) {
                         let score = score(spec, q.row(i), k.row(j));
-                        let p = (score - f64::from(lse[head * n + i])).exp();
+                        let p = (score + bias - f64::from(saved.lse[head * n + i])).exp();
                         let mut ds = p * (dot(d_o.row(i), v.row(j)) - delta);
+                        if let Some(d_bias) = &d_bias {
+                            // SAFETY: each head belongs to one task.
+                            unsafe { d_bias.slice((head * n + i) * n + j, 1)[0] = ds as f32 };
+                        }
                         if let Some(cap) = spec.softcap {
                             ds *= 1.0 - (score / f64::from(cap)).powi(2);
                         }
                         ds *= f64::from(spec.scale);
+                        for c in 0..value_dim {
+                            dv[j * value_dim + c] += p * f64::from(d_o.row(i)[c]);
+                        }
                         for c in 0..dim {
-                            dv[j * dim + c] += p * f64::from(d_o.row(i)[c]);
                             dk[j * dim + c] += ds * f64::from(q.row(i)[c]);
                             dq[c] += ds * f64::from(k.row(j)[c]);
                         }
                     }
                     // SAFETY: each head of each token belongs to one task.
-                    let d_q = unsafe { d_q.slice(i * q_width + head * dim, dim) };
+                    let d_q = unsafe { d_q.slice(i * spec.q_width() + head * dim, dim) };
                     narrow(&dq, d_q);
                 }
             }
         }
         for j in 0..n {
-            let at = j * kv_width + kv_head * dim;
             // SAFETY: as above, for key heads.
-            let (d_k, d_v) = unsafe { (d_k.slice(at, dim), d_v.slice(at, dim)) };
+            let (d_k, d_v) = unsafe {
+                (
+                    d_k.slice(j * spec.k_width() + kv_head * dim, dim),
+                    d_v.slice(j * spec.v_width() + kv_head * value_dim, value_dim),
+                )
+            };
             narrow(&dk[j * dim..][..dim], d_k);
-            narrow(&dv[j * dim..][..dim], d_v);
+            narrow(&dv[j * value_dim..][..value_dim], d_v);
         }
     });
 }
@@ -172,12 +192,12 @@ pub(super) fn cached(
     pool.run_pieces(o, dim, |task, o| {
         let (row, head) = (task / spec.heads, task % spec.heads);
         let place = places[row];
-        let slot = place.slot * capacity * spec.kv_width()..;
+        let slot = place.slot * capacity * spec.k_width()..;
         let at = head / spec.group() * dim;
-        let k = Rows::new(&k_cache[slot.clone()], spec.kv_width(), at, dim);
-        let v = Rows::new(&v_cache[slot], spec.kv_width(), at, dim);
-        let reach = spec.window.unwrap_or(usize::MAX);
-        let keys = (place.position + 1).saturating_sub(reach)..place.position + 1;
-        attend(spec, &q[task * dim..][..dim], k, v, keys, o);
+        let k = Rows::new(&k_cache[slot.clone()], spec.k_width(), at, dim);
+        let v = Rows::new(&v_cache[slot], spec.k_width(), at, dim);
+        let spec = &Spec { causal: true, ..*spec };
+        let keys = spec.seen(place.position, place.position + 1).map(|j| (j, 0.0));
+        attend(spec, &q[task * dim..][..dim], k, v, keys, None, o);
     });
 }

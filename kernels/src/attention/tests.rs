@@ -2,7 +2,27 @@
 
 use super::*;
 
-const PLAIN: Spec = Spec { heads: 4, kv_heads: 2, head_dim: 16, scale: 0.25, causal: true, window: None, softcap: None };
+const PLAIN: Spec = Spec {
+    heads: 4,
+    kv_heads: 2,
+    head_dim: 16,
+    value_dim: 16,
+    scale: 0.25,
+    causal: true,
+    window: None,
+    chunk: None,
+    pinned: 0,
+    softcap: None,
+};
+
+/// What a test adds to the plain inputs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct More {
+    sinks: bool,
+    bias: bool,
+}
+
+const NOTHING: More = More { sinks: false, bias: false };
 
 fn values(len: usize, seed: u64) -> Vec<f32> {
     let mut x = vec![0.0; len];
@@ -10,20 +30,51 @@ fn values(len: usize, seed: u64) -> Vec<f32> {
     x
 }
 
-/// `o`, `lse`, `d_q`, `d_k`, `d_v`.
-fn all(pool: &Pool, spec: &Spec, segments: &[i32]) -> [Vec<f32>; 5] {
+/// Queries, keys, values, sinks and bias; the last two may be empty.
+fn inputs(spec: &Spec, n: usize, more: More) -> [Vec<f32>; 5] {
+    [
+        values(n * spec.q_width(), 1),
+        values(n * spec.k_width(), 2),
+        values(n * spec.v_width(), 3),
+        values(if more.sinks { spec.heads } else { 0 }, 5),
+        values(if more.bias { spec.heads * n * n } else { 0 }, 6),
+    ]
+}
+
+fn view<'a>(x: &'a [Vec<f32>; 5], segments: &'a [i32]) -> Inputs<'a> {
+    let some = |x: &'a Vec<f32>| (!x.is_empty()).then_some(x.as_slice());
+    Inputs { q: &x[0], k: &x[1], v: &x[2], segments, sinks: some(&x[3]), bias: some(&x[4]) }
+}
+
+/// `o`, `lse`, `d_q`, `d_k`, `d_v`, `d_sinks`, `d_bias`.
+fn all(pool: &Pool, spec: &Spec, segments: &[i32], more: More) -> [Vec<f32>; 7] {
     let n = segments.len();
-    let (wide, narrow) = (n * spec.q_width(), n * spec.kv_width());
-    let (q, k, v, d_o) = (values(wide, 1), values(narrow, 2), values(narrow, 3), values(wide, 4));
-    let (mut o, mut lse) = (vec![9.0; wide], vec![9.0; spec.heads * n]);
-    forward(pool, spec, n, &q, &k, &v, segments, &mut o, &mut lse);
-    let (mut d_q, mut d_k, mut d_v) = (vec![9.0; wide], vec![9.0; narrow], vec![9.0; narrow]);
-    backward(pool, spec, n, &q, &k, &v, segments, &o, &lse, &d_o, &mut d_q, &mut d_k, &mut d_v);
-    [o, lse, d_q, d_k, d_v]
+    let x = inputs(spec, n, more);
+    let d_o = values(n * spec.o_width(), 4);
+    let (mut o, mut lse) = (vec![9.0; d_o.len()], vec![9.0; spec.heads * n]);
+    forward(pool, spec, &view(&x, segments), &mut o, &mut lse);
+    let mut d = [0, 1, 2, 3, 4].map(|i| vec![9.0; x[i].len()]);
+    let [d_q, d_k, d_v, d_sinks, d_bias] = &mut d;
+    let gradients = Gradients { d_q, d_k, d_v, d_sinks: Some(d_sinks), d_bias: Some(d_bias) };
+    backward(pool, spec, &view(&x, segments), &Saved { o: &o, lse: &lse, d_o: &d_o }, gradients);
+    let [d_q, d_k, d_v, d_sinks, d_bias] = d;
+    [o, lse, d_q, d_k, d_v, d_sinks, d_bias]
 }
 
 fn packed(lengths: &[usize]) -> Vec<i32> {
     lengths.iter().enumerate().flat_map(|(i, &len)| std::iter::repeat_n(i as i32, len)).collect()
+}
+
+#[track_caller]
+fn close(got: &[Vec<f32>; 7], want: &[Vec<f32>; 7], tolerance: f32, what: &str) {
+    let names = ["o", "lse", "d_q", "d_k", "d_v", "d_sinks", "d_bias"];
+    for (name, (got, want)) in names.iter().zip(got.iter().zip(want)) {
+        assert_eq!(got.len(), want.len());
+        for (i, (got, want)) in got.iter().zip(want).enumerate() {
+            let same = (got - want).abs() <= tolerance * want.abs().max(1.0);
+            assert!(same, "{name}[{i}] {got} {want}, {what}");
+        }
+    }
 }
 
 #[test]
@@ -32,24 +83,27 @@ fn levels_agree_and_threads_do_not_matter() {
         PLAIN,
         Spec { causal: false, ..PLAIN },
         Spec { window: Some(20), ..PLAIN },
-        Spec { window: Some(70), causal: false, head_dim: 8, ..PLAIN },
-        Spec { softcap: Some(1.5), head_dim: 36, ..PLAIN },
-        Spec { heads: 3, kv_heads: 3, head_dim: 64, ..PLAIN },
-        Spec { heads: 3, kv_heads: 1, head_dim: 100, scale: 0.1, ..PLAIN },
-        Spec { heads: 1, kv_heads: 1, head_dim: 4, ..PLAIN },
+        Spec { window: Some(20), pinned: 3, ..PLAIN },
+        Spec { window: Some(70), causal: false, head_dim: 8, value_dim: 8, ..PLAIN },
+        Spec { window: Some(7), causal: false, pinned: 70, ..PLAIN },
+        Spec { chunk: Some(24), ..PLAIN },
+        Spec { chunk: Some(90), window: Some(50), causal: false, pinned: 1, ..PLAIN },
+        Spec { softcap: Some(1.5), head_dim: 36, value_dim: 36, ..PLAIN },
+        Spec { heads: 3, kv_heads: 3, head_dim: 64, value_dim: 64, scale: 0.125, ..PLAIN },
+        Spec { heads: 3, kv_heads: 1, head_dim: 100, value_dim: 24, scale: 0.1, ..PLAIN },
+        Spec { heads: 2, kv_heads: 2, head_dim: 7, value_dim: 33, ..PLAIN },
+        Spec { heads: 1, kv_heads: 1, head_dim: 1, value_dim: 1, ..PLAIN },
+        Spec { heads: 1, kv_heads: 1, head_dim: 4, value_dim: 4, ..PLAIN },
     ];
     for spec in specs {
-        for lengths in [&[1][..], &[5, 1, 64], &[65, 3], &[200], &[130, 64, 17]] {
-            let segments = packed(lengths);
-            let want = all(&Pool::with_isa(1, Isa::Scalar), &spec, &segments);
-            for isa in Isa::available() {
-                let got = all(&Pool::with_isa(1, isa), &spec, &segments);
-                assert_eq!(got, all(&Pool::with_isa(2, isa), &spec, &segments));
-                for (name, (got, want)) in ["o", "lse", "d_q", "d_k", "d_v"].iter().zip(got.iter().zip(&want)) {
-                    for (got, want) in got.iter().zip(want) {
-                        let same = (got - want).abs() <= 1e-5 * want.abs().max(1.0);
-                        assert!(same, "{name} {got} {want} at {isa}, {spec:?} {lengths:?}");
-                    }
+        for more in [NOTHING, More { sinks: true, bias: false }, More { sinks: true, bias: true }] {
+            for lengths in [&[1][..], &[5, 1, 64], &[65, 3], &[200], &[130, 64, 17]] {
+                let segments = packed(lengths);
+                let want = all(&Pool::with_isa(1, Isa::Scalar), &spec, &segments, more);
+                for isa in Isa::available() {
+                    let got = all(&Pool::with_isa(1, isa), &spec, &segments, more);
+                    assert_eq!(got, all(&Pool::with_isa(2, isa), &spec, &segments, more));
+                    close(&got, &want, 1e-5, &format!("{isa}, {spec:?} {more:?} {lengths:?}"));
                 }
             }
         }
@@ -58,48 +112,73 @@ fn levels_agree_and_threads_do_not_matter() {
 
 #[test]
 fn long_runs_are_halved() {
-    for spec in [PLAIN, Spec { window: Some(100), ..PLAIN }] {
+    for spec in [PLAIN, Spec { window: Some(100), ..PLAIN }, Spec { chunk: Some(300), value_dim: 5, ..PLAIN }] {
         let segments = packed(&[600, 30]);
-        let want = all(&Pool::with_isa(2, Isa::Scalar), &spec, &segments);
-        let got = all(&Pool::new(1), &spec, &segments);
-        assert_eq!(got, all(&Pool::new(2), &spec, &segments));
-        assert!(got.iter().flatten().zip(want.iter().flatten()).all(|(a, b)| (a - b).abs() < 3e-5 * b.abs().max(1.0)));
+        let want = all(&Pool::with_isa(2, Isa::Scalar), &spec, &segments, NOTHING);
+        let got = all(&Pool::new(1), &spec, &segments, NOTHING);
+        assert_eq!(got, all(&Pool::new(2), &spec, &segments, NOTHING));
+        close(&got, &want, 3e-5, "halved");
     }
 }
 
 #[test]
 fn large_heads() {
-    let spec = Spec { heads: 2, kv_heads: 1, head_dim: 256, scale: 0.0625, ..PLAIN };
-    let segments = packed(&[70]);
-    let want = all(&Pool::with_isa(1, Isa::Scalar), &spec, &segments);
-    let got = all(&Pool::new(2), &spec, &segments);
-    assert!(got.iter().flatten().zip(want.iter().flatten()).all(|(a, b)| (a - b).abs() < 2e-5 * b.abs().max(1.0)));
+    for (head_dim, value_dim) in [(256, 256), (192, 128), (80, 80), (96, 96), (112, 112), (576, 512)] {
+        let scale = (head_dim as f32).sqrt().recip();
+        let spec = Spec { heads: 2, kv_heads: 1, head_dim, value_dim, scale, ..PLAIN };
+        let segments = packed(&[70]);
+        let want = all(&Pool::with_isa(1, Isa::Scalar), &spec, &segments, NOTHING);
+        let got = all(&Pool::new(2), &spec, &segments, NOTHING);
+        close(&got, &want, 2e-5, &format!("{spec:?}"));
+    }
 }
 
 #[test]
 fn gradients_match_finite_differences() {
-    let spec = Spec { heads: 2, kv_heads: 1, head_dim: 4, softcap: Some(2.0), window: Some(4), ..PLAIN };
-    let segments = packed(&[6, 3]);
-    let n = segments.len();
-    let pool = Pool::with_isa(1, Isa::Scalar);
-    let inputs = [values(n * 8, 1), values(n * 4, 2), values(n * 4, 3)];
-    let d_o = values(n * 8, 4);
-    let loss = |inputs: &[Vec<f32>; 3]| {
-        let (mut o, mut lse) = (vec![0.0; n * 8], vec![0.0; 2 * n]);
-        forward(&pool, &spec, n, &inputs[0], &inputs[1], &inputs[2], &segments, &mut o, &mut lse);
-        o.iter().zip(&d_o).map(|(&o, &d)| f64::from(o) * f64::from(d)).sum::<f64>()
-    };
-    let [_, _, gradients @ ..] = all(&pool, &spec, &segments);
-    for which in 0..3 {
-        for i in 0..inputs[which].len() {
-            let at = |step: f32| {
-                let mut inputs = inputs.clone();
-                inputs[which][i] += step;
-                (loss(&inputs), f64::from(inputs[which][i]))
-            };
-            let ((up, a), (down, b)) = (at(1e-2), at(-1e-2));
-            let slope = (up - down) / (a - b);
-            assert!((slope - f64::from(gradients[which][i])).abs() < 2e-3, "{which} {i}");
+    let small = Spec { heads: 2, kv_heads: 1, head_dim: 4, value_dim: 3, ..PLAIN };
+    for spec in [
+        Spec { softcap: Some(2.0), window: Some(4), ..small },
+        Spec { causal: false, chunk: Some(3), ..small },
+        Spec { window: Some(2), pinned: 1, softcap: Some(1.5), ..small },
+    ] {
+        let segments = packed(&[6, 3]);
+        let more = More { sinks: true, bias: true };
+        let pool = Pool::with_isa(1, Isa::Scalar);
+        let x = inputs(&spec, 9, more);
+        let d_o = values(9 * spec.o_width(), 4);
+        let loss = |x: &[Vec<f32>; 5]| {
+            let (mut o, mut lse) = (vec![0.0; d_o.len()], vec![0.0; spec.heads * 9]);
+            forward(&pool, &spec, &view(x, &segments), &mut o, &mut lse);
+            o.iter().zip(&d_o).map(|(&o, &d)| f64::from(o) * f64::from(d)).sum::<f64>()
+        };
+        let [_, _, gradients @ ..] = all(&pool, &spec, &segments, more);
+        for which in 0..5 {
+            for i in 0..x[which].len() {
+                let at = |step: f32| {
+                    let mut x = x.clone();
+                    x[which][i] += step;
+                    (loss(&x), f64::from(x[which][i]))
+                };
+                let ((up, a), (down, b)) = (at(1e-2), at(-1e-2));
+                let slope = (up - down) / (a - b);
+                assert!((slope - f64::from(gradients[which][i])).abs() < 2e-3, "{which} {i} {spec:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_sink_takes_its_share() {
+    // With all scores zero, each of the keys and the sink weigh the same.
+    let spec = Spec { heads: 1, kv_heads: 1, ..PLAIN };
+    for isa in Isa::available() {
+        let (mut o, mut lse) = (vec![0.0; 3 * 16], vec![0.0; 3]);
+        let (zero, one) = (vec![0.0; 3 * 16], vec![1.0; 3 * 16]);
+        let x = Inputs { q: &zero, k: &zero, v: &one, segments: &[0; 3], sinks: Some(&[0.0]), bias: None };
+        forward(&Pool::with_isa(1, isa), &spec, &x, &mut o, &mut lse);
+        for (i, row) in o.chunks_exact(16).enumerate() {
+            let keys = i as f32 + 1.0;
+            assert!(row.iter().all(|o| (o - keys / (keys + 1.0)).abs() < 1e-6) && (lse[i] - (keys + 1.0).ln()).abs() < 1e-6);
         }
     }
 }
@@ -108,11 +187,11 @@ fn gradients_match_finite_differences() {
 fn a_nan_stays_in_its_run() {
     let segments = packed(&[70, 70]);
     let n = segments.len();
-    let (mut q, k, v) = (values(n * 64, 1), values(n * 32, 2), values(n * 32, 3));
-    q[100 * 64] = f32::NAN;
+    let mut x = inputs(&PLAIN, n, NOTHING);
+    x[0][100 * 64] = f32::NAN;
     for isa in Isa::available() {
         let (mut o, mut lse) = (vec![0.0; n * 64], vec![0.0; 4 * n]);
-        forward(&Pool::with_isa(1, isa), &PLAIN, n, &q, &k, &v, &segments, &mut o, &mut lse);
+        forward(&Pool::with_isa(1, isa), &PLAIN, &view(&x, &segments), &mut o, &mut lse);
         assert!(o[100 * 64].is_nan() && lse[100].is_nan());
         assert_eq!(o.iter().filter(|o| o.is_nan()).count(), 16);
     }
@@ -123,12 +202,13 @@ fn a_cache_filled_in_steps_equals_the_whole() {
     for (window, heads) in [(None, 4), (Some(30), 4), (Some(3), 6)] {
         let spec = Spec { heads, window, ..PLAIN };
         let (n, capacity, slots) = (150, 160, 3);
-        let (qw, kw) = (spec.q_width(), spec.kv_width());
+        let (qw, kw) = (spec.q_width(), spec.k_width());
         let (q, k, v) = (values(n * qw, 1), values(n * kw, 2), values(n * kw, 3));
         for isa in Isa::available() {
             let pool = Pool::with_isa(2, isa);
             let (mut want, mut lse) = (vec![0.0; n * qw], vec![0.0; heads * n]);
-            forward(&pool, &spec, n, &q, &k, &v, &vec![0; n], &mut want, &mut lse);
+            let x = Inputs { q: &q, k: &k, v: &v, segments: &vec![0; n], sinks: None, bias: None };
+            forward(&pool, &spec, &x, &mut want, &mut lse);
             let mut caches = [(); 2].map(|()| vec![f32::NAN; slots * capacity * kw]);
             let [k_cache, v_cache] = &mut caches;
             let mut start = 0;

@@ -4,6 +4,7 @@ use super::Spec;
 use super::product::panel;
 use crate::isa::Isa;
 use crate::simd::{Simd, simd_fn};
+use std::ops::Range;
 
 /// Queries, and keys, of a tile.
 pub(super) const TILE: usize = 64;
@@ -23,29 +24,31 @@ pub(super) fn padded(dim: usize) -> usize {
 pub(super) struct Queries {
     /// Queries that exist.
     pub(super) count: usize,
-    /// First float of each query, in `q` and in every buffer of its shape.
-    pub(super) offset: [usize; TILE],
+    /// Number of each query among the heads of all tokens: `token * heads + head`.
+    pub(super) row: [usize; TILE],
     /// First and last key that each query sees.
     pub(super) first: [f32; TILE],
     pub(super) last: [f32; TILE],
+    /// Keys before this are seen even if they come before the first, but not after the last.
+    pinned: usize,
 }
 
 impl Queries {
-    /// Queries at `(offset, position)`, of which the first is repeated in the unused lanes.
+    /// Queries at `(row, position)`, of which the first is repeated in the unused lanes.
     /// Positions count in keys, of which there are `keys`.
     pub(super) fn new(spec: &Spec, keys: usize, queries: impl ExactSizeIterator<Item = (usize, usize)>) -> Queries {
-        let mut tile = Queries { count: queries.len(), offset: [0; TILE], first: [0.0; TILE], last: [0.0; TILE] };
-        for (lane, (offset, position)) in queries.enumerate() {
+        let (count, pinned) = (queries.len(), spec.pinned);
+        let mut tile = Queries { count, row: [0; TILE], first: [0.0; TILE], last: [0.0; TILE], pinned };
+        for (lane, (row, position)) in queries.enumerate() {
             let seen = spec.visible(position, keys);
-            tile.offset[lane] = offset;
+            tile.row[lane] = row;
             // Exact: positions are far below 2^24 wherever floats of a cache fit in memory, and
             // the bounds are only compared.
             tile.first[lane] = seen.start as f32;
             tile.last[lane] = (seen.end - 1) as f32;
         }
-        let count = tile.count;
         for lane in count..TILE {
-            tile.offset[lane] = tile.offset[0];
+            tile.row[lane] = tile.row[0];
             tile.first[lane] = tile.first[0];
             tile.last[lane] = tile.last[0];
         }
@@ -57,16 +60,29 @@ impl Queries {
         self.count.next_multiple_of(PAD)
     }
 
-    /// Keys that any query sees, from the start of a tile of keys.
-    pub(super) fn keys(&self) -> std::ops::Range<usize> {
-        let first = self.first.iter().fold(f32::INFINITY, |a, &b| a.min(b)) as usize;
-        let last = self.last.iter().fold(0.0, |a: f32, &b| a.max(b)) as usize;
-        first / TILE * TILE..last + 1
+    /// Tiles of keys that any query sees, in order. They start at multiples of the tile.
+    pub(super) fn tiles(&self) -> impl Iterator<Item = Range<usize>> {
+        let first = self.first.iter().fold(f32::INFINITY, |a, &b| a.min(b)) as usize / TILE * TILE;
+        let end = self.last.iter().fold(0.0, |a: f32, &b| a.max(b)) as usize + 1;
+        let starts = (0..self.pinned.min(first)).step_by(TILE).chain((first..end).step_by(TILE));
+        starts.map(move |start| start..end.min(start + TILE))
     }
 
     /// Whether every query sees every key of `keys`.
-    pub(super) fn see_all(&self, keys: &std::ops::Range<usize>) -> bool {
-        self.first.iter().all(|&first| first <= keys.start as f32) && self.last.iter().all(|&last| (keys.end - 1) as f32 <= last)
+    pub(super) fn see_all(&self, keys: &Range<usize>) -> bool {
+        let early = keys.end <= self.pinned || self.first.iter().all(|&first| first <= keys.start as f32);
+        early && self.last.iter().all(|&last| (keys.end - 1) as f32 <= last)
+    }
+
+    /// Bounds of the keys that the vector of queries at `lane` sees, for [`mask`].
+    ///
+    /// # Safety
+    /// A whole vector from `lane` lies below [`TILE`].
+    #[inline(always)]
+    pub(super) unsafe fn bounds<S: Simd>(&self, s: S, lane: usize) -> Bounds<S> {
+        // SAFETY: promised by the caller.
+        let (first, last) = unsafe { (s.load(self.first.as_ptr().add(lane)), s.load(self.last.as_ptr().add(lane))) };
+        Bounds { first, last, pinned: self.pinned }
     }
 
     /// Writes the queries of `from`, times `scale`, as columns of the panels of a [`Product`]'s right
@@ -77,7 +93,7 @@ impl Queries {
         let panel = panel(isa);
         for group in (0..self.lanes()).step_by(PAD) {
             // A block of a cache line's lanes, dimension by dimension, writes whole lines.
-            let rows: [&[f32]; PAD] = std::array::from_fn(|i| &from[self.offset[group + i]..][..dim]);
+            let rows: [&[f32]; PAD] = std::array::from_fn(|i| &from[self.row[group + i] * dim..][..dim]);
             let used: [f32; PAD] = std::array::from_fn(|i| if group + i < self.count { scale } else { 0.0 });
             let out = &mut out[group / panel * panel * dim + group % panel..];
             for c in 0..dim {
@@ -92,8 +108,8 @@ impl Queries {
     /// Copies the queries of `from`, times `scale`, to rows of `padded(dim)` with zeros behind.
     pub(super) fn pack(&self, from: &[f32], dim: usize, scale: f32, out: &mut [f32]) {
         let width = padded(dim);
-        for (out, &offset) in out.chunks_exact_mut(width).zip(&self.offset[..self.count]) {
-            for (out, &from) in out.iter_mut().zip(&from[offset..][..dim]) {
+        for (out, &row) in out.chunks_exact_mut(width).zip(&self.row[..self.count]) {
+            for (out, &from) in out.iter_mut().zip(&from[row * dim..][..dim]) {
                 *out = from * scale;
             }
             out[dim..].fill(0.0);
@@ -118,15 +134,53 @@ pub(super) fn rows(from: &[f32], count: usize, stride: usize, dim: usize, scratc
     (scratch.as_ptr(), width)
 }
 
-/// Bounds of the keys that a vector of queries sees, or nothing if they see the whole tile.
+/// Keys that a vector of queries sees.
+#[derive(Clone, Copy)]
+pub(super) struct Bounds<S: Simd> {
+    first: S::F,
+    last: S::F,
+    pinned: usize,
+}
+
+/// `seen` in the lanes that see the key, all of them without bounds, else `hidden`.
 #[inline(always)]
-pub(super) fn mask<S: Simd>(s: S, bounds: Option<(S::F, S::F)>, key: usize, seen: S::F, hidden: S::F) -> S::F {
+pub(super) fn mask<S: Simd>(s: S, bounds: Option<Bounds<S>>, key: usize, seen: S::F, hidden: S::F) -> S::F {
     match bounds {
-        Some((first, last)) => {
-            let key = s.splat(key as f32);
-            s.select(s.both(s.le(first, key), s.le(key, last)), seen, hidden)
+        Some(bounds) => {
+            let at = s.splat(key as f32);
+            let before = s.le(at, bounds.last);
+            let both = if key < bounds.pinned { before } else { s.both(s.le(bounds.first, at), before) };
+            s.select(both, seen, hidden)
         }
         None => seen,
+    }
+}
+
+/// What is added to the scores of one run.
+#[derive(Clone, Copy)]
+pub(super) struct Bias<'a> {
+    /// `[heads, n, n]`.
+    pub(super) all: &'a [f32],
+    pub(super) n: usize,
+    pub(super) heads: usize,
+    /// First token of the run.
+    pub(super) start: usize,
+}
+
+impl Bias<'_> {
+    /// Element of a query, by its row, and the first key of a tile.
+    pub(super) fn at(&self, row: usize, key: usize) -> usize {
+        (row % self.heads * self.n + row / self.heads) * self.n + self.start + key
+    }
+
+    /// Copies what belongs to a tile of scores, queries as lanes.
+    pub(super) fn transpose(&self, queries: &Queries, keys: &Range<usize>, out: &mut [f32]) {
+        for (lane, &row) in queries.row.iter().enumerate() {
+            let from = &self.all[self.at(row, keys.start)..][..keys.len()];
+            for (out, from) in out[lane..].iter_mut().step_by(TILE).zip(from) {
+                *out = *from;
+            }
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use crate::bindings::export_world;
 use crate::bindings::swift::plugin::trace_host as raw;
-use crate::bindings::swift::tensor::graph::{AttnSpec, MaskSpec};
+use crate::bindings::swift::tensor::graph::{AttnSpec, MaskSpec, Value as RawValue};
 pub use crate::bindings::swift::tensor::graph::{RopeLayout, RopeSpec};
 use crate::{Config, Dim, Error, Init, Mode, Param, ParamDecl, Result, Value, enter, trace};
 
@@ -99,17 +99,27 @@ impl ModelPlan {
     }
 }
 
-/// Scaled dot-product attention over packed sequences.
+/// Scaled dot-product attention over packed sequences. `..Attention::default()` is causal and nothing else.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention {
     /// Factor of the scores, usually 1/√head_dim.
     pub scale: f32,
     /// `cap · tanh(score / cap)`.
     pub softcap: Option<f32>,
-    /// Only the last so many tokens are seen, the own one included.
-    pub window: Option<u32>,
-    /// Later tokens are not seen.
+    /// Tokens see no later ones.
     pub causal: bool,
+    /// Only tokens nearer than this are seen: the last so many, the own one included, if causal.
+    pub window: Option<u32>,
+    /// Only tokens in the same block of this many are seen.
+    pub chunk: Option<u32>,
+    /// First tokens that neither window nor chunk hides.
+    pub pinned: u32,
+}
+
+impl Default for Attention {
+    fn default() -> Attention {
+        Attention { scale: 1.0, softcap: None, causal: true, window: None, chunk: None, pinned: 0 }
+    }
 }
 
 /// A forward trace.
@@ -185,15 +195,30 @@ impl Session<'_> {
         x.map2(&positions, |g, x, positions| g.rope(x, positions, spec))
     }
 
-    /// Attention of q `[tokens, heads, d]` over k and v `[tokens, kv_heads, d]` and, in prefill and decode, the layer's cache.
+    /// Attention of q `[tokens, heads, d]` over k `[tokens, kv_heads, d]` and v `[tokens, kv_heads, e]` and, in prefill and decode,
+    /// the layer's cache: `[tokens, heads, e]`.
     pub fn attention(&self, layer: u32, q: &Value, k: &Value, v: &Value, spec: Attention) -> Value {
-        let mask = MaskSpec { causal: spec.causal, window: spec.window, chunk: None, sinks: 0, by_segment: true };
+        self.attend(layer, q, k, v, spec, None)
+    }
+
+    /// Attention with a bias: `[heads, tokens, tokens]` is added to the scores (slow, and not in prefill or decode); `[heads]` is for
+    /// each head the score of one more key, whose value is zero (learned sinks).
+    pub fn attention_biased(&self, layer: u32, q: &Value, k: &Value, v: &Value, spec: Attention, bias: &Value) -> Value {
+        match bias.clone().into_raw() {
+            Some(bias) => self.attend(layer, q, k, v, spec, Some(&bias)),
+            None => Value::failed(),
+        }
+    }
+
+    fn attend(&self, layer: u32, q: &Value, k: &Value, v: &Value, spec: Attention, bias: Option<&RawValue>) -> Value {
+        let Attention { causal, window, chunk, pinned, .. } = spec;
+        let mask = MaskSpec { causal, window, chunk, sinks: pinned, by_segment: true };
         let spec = AttnSpec { scale: spec.scale, softcap: spec.softcap, mask, dropout: 0.0 };
         let cache = trace::record(|_| Ok(self.raw.cache(layer))).flatten();
         let k = k.clone().into_raw();
         let v = v.clone().into_raw();
         match k.zip(v) {
-            Some((k, v)) => q.map(|g, q| g.attention(q, &k, &v, spec, None, cache.as_ref())),
+            Some((k, v)) => q.map(|g, q| g.attention(q, &k, &v, spec, bias, cache.as_ref())),
             None => Value::failed(),
         }
     }

@@ -7,7 +7,10 @@ use std::ops::Range;
 use super::{OpRule, ReduceOp, arity, count, floats};
 use crate::{Dim, Error, Float, Graph, Result, StateId, SymbolId, Type};
 
-/// What both attention ops share. Masks are structural, so that no `[n, n]` tensor exists.
+/// What all attention ops share. Masks are structural, so that no `[n, n]` tensor exists unless there is a bias.
+///
+/// Scores are `scale·q·k`, then capped, then biased. A token sees its own run of equal segment numbers; of that, what `causal`,
+/// `window` and `chunk` all let through, and the first `pinned` tokens in spite of the last two.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AttentionSpec {
     /// Factor of the scores.
@@ -18,30 +21,76 @@ pub struct AttentionSpec {
     pub causal: bool,
     /// Only tokens nearer than `window` are seen: the last `window` of them where causal, the own one included.
     pub window: Option<u32>,
+    /// Only tokens in the same block of `chunk` are seen, counted from the start of the run.
+    pub chunk: Option<u32>,
+    /// First tokens of a run that neither window nor chunk hides (attention sinks, Xiao et al. 2023).
+    pub pinned: u32,
+    /// A further input `sinks [heads]`: for each head the score of one more key, whose value is zero (gpt-oss, OpenAI 2025).
+    pub sinks: bool,
+    /// A further input `bias [heads, n, n]`, added to the score of (query's head, query's token, key's token). Slow.
+    pub bias: bool,
 }
 
-/// Inputs `q [n, heads, d]`, `k [n, kv, d]`, `v [n, kv, d]`, `segments [n]` (runs of equal values; tokens see only their own run).
-/// `heads` is a multiple of `kv`. Output 0 is `[n, heads, d]`, output 1 the log-sum-exp of each row `[heads, n]`.
+impl AttentionSpec {
+    /// The attention of decoders: causal and nothing else.
+    pub fn causal(scale: f64) -> AttentionSpec {
+        AttentionSpec {
+            scale: Float(scale),
+            softcap: None,
+            causal: true,
+            window: None,
+            chunk: None,
+            pinned: 0,
+            sinks: false,
+            bias: false,
+        }
+    }
+
+    /// Inputs beside those that every attention has.
+    fn more(&self) -> usize {
+        usize::from(self.sinks) + usize::from(self.bias)
+    }
+}
+
+/// Inputs `q [n, heads, d]`, `k [n, kv, d]`, `v [n, kv, e]`, `segments [n]` (runs of equal values; tokens see only their own run),
+/// then sinks and bias where the spec has them. `heads` is a multiple of `kv`. Output 0 is `[n, heads, e]`, output 1 the
+/// log-sum-exp of each row `[heads, n]`, sinks included.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Attention {
     /// Scale, cap and mask.
     pub spec: AttentionSpec,
 }
 
-fn check(op: &'static str, spec: &AttentionSpec, inputs: &[Type]) -> Result<()> {
+/// Checks queries, keys, values, the spec, and sinks and bias, which are the inputs from `more` on.
+fn check(op: &'static str, spec: &AttentionSpec, inputs: &[Type], more: usize) -> Result<()> {
+    arity(op, inputs, more + spec.more())?;
     floats(op, &inputs[..3])?;
+    floats(op, &inputs[more..])?;
     let (q, k, v) = (&inputs[0].shape, &inputs[1].shape, &inputs[2].shape);
-    if q.rank() != 3 || k.rank() != 3 || k != v || q[0] != k[0] || q[2] != k[2] {
-        return Err(Error::shape(op, "takes q [n, heads, d], k and v [n, kv, d]", inputs));
+    if q.rank() != 3 || k.rank() != 3 || v.rank() != 3 || k[..2] != v[..2] || q[0] != k[0] || q[2] != k[2] {
+        return Err(Error::shape(op, "takes q [n, heads, d], k [n, kv, d] and v [n, kv, e]", inputs));
     }
-    match (q[1].as_fixed(), k[1].as_fixed(), q[2].as_fixed()) {
-        (Some(heads), Some(kv), Some(d)) if kv > 0 && heads % kv == 0 && d > 0 => {}
-        _ => return Err(Error::shape(op, "head counts and head size must be fixed, heads a multiple of kv", inputs)),
+    let sizes = [&q[1], &k[1], &q[2], &v[2]].map(|d| d.as_fixed().unwrap_or(0));
+    if sizes.contains(&0) || !sizes[0].is_multiple_of(sizes[1]) {
+        return Err(Error::shape(op, "head counts and head sizes must be fixed, heads a multiple of kv", inputs));
     }
-    if spec.window == Some(0) || !spec.scale.0.is_finite() || spec.softcap.is_some_and(|c| c.0.is_nan() || c.0 <= 0.0) {
-        return Err(Error::attr(op, "window must be at least 1, scale finite and softcap positive"));
+    if spec.sinks && inputs[more].shape.dims() != &q[1..2] {
+        return Err(Error::shape(op, "takes one sink a head", inputs));
+    }
+    if spec.bias && inputs[more + usize::from(spec.sinks)].shape.dims() != [q[1].clone(), q[0].clone(), q[0].clone()] {
+        return Err(Error::shape(op, "takes a bias [heads, n, n]", inputs));
+    }
+    let positive = spec.softcap.is_none_or(|c| c.0 > 0.0);
+    if spec.window == Some(0) || spec.chunk == Some(0) || !spec.scale.0.is_finite() || !positive {
+        return Err(Error::attr(op, "window and chunk must be at least 1, scale finite and softcap positive"));
     }
     Ok(())
+}
+
+/// The type of the output of queries and values.
+fn output(inputs: &[Type]) -> Type {
+    let (q, v) = (&inputs[0].shape, &inputs[2].shape);
+    Type::new(inputs[0].dtype, vec![q[0].clone(), q[1].clone(), v[2].clone()])
 }
 
 impl OpRule for Attention {
@@ -49,28 +98,28 @@ impl OpRule for Attention {
         "attention"
     }
     fn infer(&self, _: &Graph, inputs: &[Type]) -> Result<Vec<Type>> {
-        arity(self.name(), inputs, 4)?;
-        check(self.name(), &self.spec, inputs)?;
+        check(self.name(), &self.spec, inputs, 4)?;
         let q = &inputs[0];
         if !inputs[3].dtype.is_int() || inputs[3].shape.dims() != &q.shape[..1] {
             return Err(Error::shape(self.name(), "takes whole-number segments [n]", inputs));
         }
-        Ok(vec![q.clone(), Type::f32(vec![q.shape[1].clone(), q.shape[0].clone()])])
+        Ok(vec![output(inputs), Type::f32(vec![q.shape[1].clone(), q.shape[0].clone()])])
     }
     fn eval(&self, cx: &Eval<'_>) -> Result<Vec<Tensor>> {
-        let (q, v) = (cx.input(0), cx.input(2));
+        let v = cx.input(2);
         let heads = Heads::of(cx);
         let run = runs(&cx.whole(3));
-        let (mut o, mut lse) = (vec![0.0; q.data.len()], vec![0.0; heads.n * heads.q]);
+        let (mut o, mut lse) = (vec![0.0; heads.n * heads.q * heads.e], vec![0.0; heads.n * heads.q]);
         for h in 0..heads.q {
             for i in 0..heads.n {
-                let seen = visible(&self.spec, &run, i);
-                let scores: Vec<f64> = seen.clone().map(|j| self.spec.score(cx, &heads, h, i, j)).collect();
+                let seen: Vec<usize> = self.spec.visible(&run[i], i).collect();
+                let biased = |j| self.spec.score(cx, &heads, h, i, j) + self.spec.bias(cx, &heads, 4, h, i, j);
+                let scores: Vec<f64> = seen.iter().map(|&j| biased(j)).chain(self.spec.sink(cx, 4, h)).collect();
                 let sum = ReduceOp::LogSumExp.eval(&scores);
                 lse[h * heads.n + i] = sum;
-                let o = &mut o[heads.q_at(h, i)..][..heads.d];
-                for (j, s) in seen.zip(scores) {
-                    let v = &v.data[heads.k_at(h, j)..];
+                let o = &mut o[heads.o_at(h, i)..][..heads.e];
+                for (j, s) in seen.into_iter().zip(scores) {
+                    let v = &v.data[heads.v_at(h, j)..];
                     o.iter_mut().zip(v).for_each(|(o, v)| *o += (s - sum).exp() * v);
                 }
             }
@@ -79,11 +128,12 @@ impl OpRule for Attention {
     }
     fn backward(&self, cx: &mut Backward<'_>) -> Result<()> {
         let (d, lse, o) = (cx.d_out()?, cx.output(1)?, cx.node());
-        let inputs = [cx.input(0), cx.input(1), cx.input(2), cx.input(3), o, lse, d];
+        let mut inputs = vec![cx.input(0), cx.input(1), cx.input(2), cx.input(3), o, lse, d];
+        inputs.extend((4..4 + self.spec.more()).map(|i| cx.input(i)));
         let node = cx.g.push(AttentionBackward { spec: self.spec.clone() }, &inputs)?;
-        for i in 0..3 {
+        for (part, i) in [0, 1, 2].into_iter().chain(4..4 + self.spec.more()).enumerate() {
             if cx.needs(i) {
-                let part = cx.g.part(node, i as u8)?;
+                let part = cx.g.part(node, part as u8)?;
                 cx.add(i, part)?;
             }
         }
@@ -91,11 +141,12 @@ impl OpRule for Attention {
     }
 
     fn flops(&self, inputs: &[Type], _: &[Type]) -> Result<Dim> {
-        self.spec.flops(2, inputs)
+        self.spec.flops([1, 1], inputs)
     }
 }
 
-/// Inputs `q`, `k`, `v`, `segments`, `o`, `lse`, `d_o`; outputs `d_q`, `d_k`, `d_v`.
+/// Inputs `q`, `k`, `v`, `segments`, `o`, `lse`, `d_o`, then sinks and bias; outputs `d_q`, `d_k`, `d_v`, then those of sinks and
+/// bias.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AttentionBackward {
     /// As in the forward op.
@@ -107,49 +158,59 @@ impl OpRule for AttentionBackward {
         "attention-backward"
     }
     fn infer(&self, _: &Graph, inputs: &[Type]) -> Result<Vec<Type>> {
-        arity(self.name(), inputs, 7)?;
-        check(self.name(), &self.spec, inputs)?;
-        if inputs[4] != inputs[0] || inputs[6] != inputs[0] {
-            return Err(Error::shape(self.name(), "o and d_o must have q's type", inputs));
+        check(self.name(), &self.spec, inputs, 7)?;
+        let o = output(inputs);
+        if inputs[4] != o || inputs[6] != o {
+            return Err(Error::shape(self.name(), "o and d_o must have the forward output's type", inputs));
         }
         let q = &inputs[0].shape;
         if inputs[3].shape.dims() != &q[..1] || inputs[5].shape.dims() != [q[1].clone(), q[0].clone()] {
             return Err(Error::shape(self.name(), "takes segments [n] and a log-sum-exp [heads, n]", inputs));
         }
-        Ok(inputs[..3].to_vec())
+        Ok(inputs[..3].iter().chain(&inputs[7..]).cloned().collect())
     }
     fn eval(&self, cx: &Eval<'_>) -> Result<Vec<Tensor>> {
         let [q, k, v, _, o, lse, d_o] = [0, 1, 2, 3, 4, 5, 6].map(|i| &cx.input(i).data);
         let heads = Heads::of(cx);
         let run = runs(&cx.whole(3));
         let (mut d_q, mut d_k, mut d_v) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
+        let (mut d_sinks, mut d_bias) = (vec![0.0; heads.q], vec![0.0; heads.q * heads.n * heads.n]);
         for h in 0..heads.q {
             for i in 0..heads.n {
-                let at = heads.q_at(h, i);
-                let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).take(heads.d).map(|(a, b)| a * b).sum::<f64>();
-                let delta = dot(&o[at..], &d_o[at..]);
-                for j in visible(&self.spec, &run, i) {
-                    let to = heads.k_at(h, j);
+                let (at, from) = (heads.q_at(h, i), heads.o_at(h, i));
+                let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).take(heads.e).map(|(a, b)| a * b).sum::<f64>();
+                let delta = dot(&o[from..], &d_o[from..]);
+                let lse = lse[h * heads.n + i];
+                d_sinks[h] -= self.spec.sink(cx, 7, h).map_or(0.0, |sink| (sink - lse).exp() * delta);
+                for j in self.spec.visible(&run[i], i) {
+                    let (to, value) = (heads.k_at(h, j), heads.v_at(h, j));
                     let score = self.spec.score(cx, &heads, h, i, j);
-                    let p = (score - lse[h * heads.n + i]).exp();
+                    let p = (score + self.spec.bias(cx, &heads, 7, h, i, j) - lse).exp();
+                    let d_s = p * (dot(&d_o[from..], &v[value..]) - delta);
+                    d_bias[heads.bias_at(h, i, j)] = d_s;
                     let bend = self.spec.softcap.map_or(1.0, |c| 1.0 - (score / c.0).powi(2));
-                    let d_s = p * (dot(&d_o[at..], &v[to..]) - delta) * bend * self.spec.scale.0;
+                    let d_s = d_s * bend * self.spec.scale.0;
                     for c in 0..heads.d {
                         d_q[at + c] += d_s * k[to + c];
                         d_k[to + c] += d_s * q[at + c];
-                        d_v[to + c] += p * d_o[at + c];
+                    }
+                    for c in 0..heads.e {
+                        d_v[value + c] += p * d_o[from + c];
                     }
                 }
             }
         }
-        [d_q, d_k, d_v].into_iter().enumerate().map(|(i, d)| Ok(Tensor::new(cx.shape(i)?, d))).collect()
+        let mut all = vec![d_q, d_k, d_v];
+        all.extend(self.spec.sinks.then_some(d_sinks));
+        all.extend(self.spec.bias.then_some(d_bias));
+        all.into_iter().enumerate().map(|(i, d)| Ok(Tensor::new(cx.shape(i)?, d))).collect()
     }
     fn backward(&self, cx: &mut Backward<'_>) -> Result<()> {
         cx.refuse()
     }
 
     fn flops(&self, inputs: &[Type], _: &[Type]) -> Result<Dim> {
-        self.spec.flops(5, inputs)
+        self.spec.flops([3, 2], inputs)
     }
 }
 
@@ -171,29 +232,28 @@ impl OpRule for CachedAttention {
         "cached-attention"
     }
     fn infer(&self, g: &Graph, inputs: &[Type]) -> Result<Vec<Type>> {
-        arity(self.name(), inputs, 5)?;
-        check(self.name(), &self.spec, inputs)?;
-        if !self.spec.causal {
-            return Err(Error::attr(self.name(), "attention over a cache is causal"));
+        check(self.name(), &self.spec, inputs, 5)?;
+        if !self.spec.causal || self.spec.bias {
+            return Err(Error::attr(self.name(), "attention over a cache is causal and has no bias"));
         }
-        for state in [self.k_cache, self.v_cache] {
+        for (state, input) in [(self.k_cache, 1), (self.v_cache, 2)] {
             let cache = g.states().get(state.index()).ok_or_else(|| Error::attr(self.name(), "names another graph's cache"))?;
             let cache = &cache.ty.shape;
-            if cache.rank() != 4 || cache[2..] != inputs[1].shape[1..] {
+            if cache.rank() != 4 || cache[2..] != inputs[input].shape[1..] {
                 return Err(Error::shape(self.name(), format!("the cache {cache} does not hold these keys"), inputs));
             }
         }
-        if inputs[3..].iter().any(|t| !t.dtype.is_int() || t.shape.dims() != &inputs[0].shape[..1]) {
+        if inputs[3..5].iter().any(|t| !t.dtype.is_int() || t.shape.dims() != &inputs[0].shape[..1]) {
             return Err(Error::shape(self.name(), "takes whole-number slots [n] and positions [n]", inputs));
         }
-        Ok(vec![inputs[0].clone()])
+        Ok(vec![output(inputs)])
     }
     fn eval(&self, cx: &Eval<'_>) -> Result<Vec<Tensor>> {
         let heads = Heads::of(cx);
         let (q, slots, positions) = (cx.input(0), cx.whole(3), cx.whole(4));
-        for (input, cache) in [(1, self.k_cache), (2, self.v_cache)] {
+        for (input, cache, size) in [(1, self.k_cache, heads.d), (2, self.v_cache, heads.e)] {
             cx.with_cache(cache, |cache| {
-                let width = heads.kv * heads.d;
+                let width = heads.kv * size;
                 for (i, (&slot, &position)) in slots.iter().zip(&positions).enumerate() {
                     let slot = cx.index(slot, cache.shape[0], "slot")?;
                     let position = cx.index(position, cache.shape[1], "position")?;
@@ -205,18 +265,18 @@ impl OpRule for CachedAttention {
         }
         let k = cx.with_cache(self.k_cache, |k| Ok(k.clone()))?;
         let v = cx.with_cache(self.v_cache, |v| Ok(v.clone()))?;
-        let mut o = vec![0.0; q.data.len()];
+        let mut o = vec![0.0; heads.n * heads.q * heads.e];
         for i in 0..heads.n {
             let (slot, last) = (slots[i] as usize, positions[i] as usize);
-            let first = self.spec.window.map_or(0, |w| (last + 1).saturating_sub(w as usize));
+            let seen: Vec<usize> = self.spec.visible(&(0..last + 1), last).map(|j| slot * k.shape[1] + j).collect();
             for h in 0..heads.q {
-                let at = |j: usize| heads.k_at(h, slot * k.shape[1] + j);
                 let row = &q.data[heads.q_at(h, i)..][..heads.d];
-                let scores: Vec<f64> = (first..=last).map(|j| self.spec.of_rows(row, &k.data[at(j)..])).collect();
+                let scores = seen.iter().map(|&j| self.spec.of_rows(row, &k.data[heads.k_at(h, j)..]));
+                let scores: Vec<f64> = scores.chain(self.spec.sink(cx, 5, h)).collect();
                 let sum = ReduceOp::LogSumExp.eval(&scores);
-                let o = &mut o[heads.q_at(h, i)..][..heads.d];
-                for (j, s) in (first..=last).zip(scores) {
-                    o.iter_mut().zip(&v.data[at(j)..]).for_each(|(o, v)| *o += (s - sum).exp() * v);
+                let o = &mut o[heads.o_at(h, i)..][..heads.e];
+                for (&j, s) in seen.iter().zip(scores) {
+                    o.iter_mut().zip(&v.data[heads.v_at(h, j)..]).for_each(|(o, v)| *o += (s - sum).exp() * v);
                 }
             }
         }
@@ -228,7 +288,8 @@ impl OpRule for CachedAttention {
 
     fn flops(&self, inputs: &[Type], _: &[Type]) -> Result<Dim> {
         // Every row over a full cache.
-        count(4, inputs[0].shape.iter().chain([&Dim::symbol(SymbolId::CAPACITY)]))
+        let (q, v) = (&inputs[0].shape, &inputs[2].shape);
+        count(2, [&q[0], &q[1], &q[2].add(&v[2])?, &Dim::symbol(SymbolId::CAPACITY)])
     }
 }
 
@@ -244,34 +305,73 @@ impl AttentionSpec {
         self.of_rows(&cx.input(0).data[heads.q_at(h, i)..][..heads.d], &cx.input(1).data[heads.k_at(h, j)..])
     }
 
-    /// `products` products of queries and keys, as if all tokens were one sequence; a causal mask halves it.
-    fn flops(&self, products: u64, inputs: &[Type]) -> Result<Dim> {
+    /// Score of a head's sink, which inputs have from `more` on.
+    fn sink(&self, cx: &Eval<'_>, more: usize, h: usize) -> Option<f64> {
+        self.sinks.then(|| cx.input(more).data[h])
+    }
+
+    /// What is added to a score.
+    fn bias(&self, cx: &Eval<'_>, heads: &Heads, more: usize, h: usize, i: usize, j: usize) -> f64 {
+        if self.bias { cx.input(more + usize::from(self.sinks)).data[heads.bias_at(h, i, j)] } else { 0.0 }
+    }
+
+    /// Keys that token `i` of a run sees.
+    fn visible(&self, run: &Range<usize>, i: usize) -> impl Iterator<Item = usize> + use<> {
+        let at = i - run.start;
+        let reach = self.window.map_or(usize::MAX, |w| w as usize);
+        let block = self.chunk.map_or(0..usize::MAX, |c| {
+            let start = at / c as usize * c as usize;
+            start..start.saturating_add(c as usize)
+        });
+        let first = (at + 1).saturating_sub(reach).max(block.start);
+        let end = if self.causal { at + 1 } else { run.len().min(at.saturating_add(reach)).min(block.end) };
+        let start = run.start;
+        (0..first.min(self.pinned as usize)).chain(first..end).map(move |j| start + j)
+    }
+
+    /// Products over the size of a query and over that of a value, as if all tokens were one sequence; a causal mask halves them.
+    fn flops(&self, products: [u64; 2], inputs: &[Type]) -> Result<Dim> {
         let each = if self.causal { 1 } else { 2 };
-        count(products * each, inputs[0].shape.iter().chain(&inputs[0].shape[..1]))
+        let (q, v) = (&inputs[0].shape, &inputs[2].shape);
+        let sizes = count(products[0], [&q[2]])?.add(&count(products[1], [&v[2]])?)?;
+        count(each, [&q[0], &q[0], &q[1], &sizes])
     }
 }
 
-/// Sizes and offsets of queries and keys.
+/// Sizes and offsets of queries, keys and values.
 struct Heads {
     n: usize,
     q: usize,
     kv: usize,
     d: usize,
+    e: usize,
 }
 
 impl Heads {
     fn of(cx: &Eval<'_>) -> Heads {
-        let q = &cx.input(0).shape;
-        Heads { n: q[0], q: q[1], kv: cx.input(1).shape[1], d: q[2] }
+        let (q, v) = (&cx.input(0).shape, &cx.input(2).shape);
+        Heads { n: q[0], q: q[1], kv: v[1], d: q[2], e: v[2] }
     }
 
     fn q_at(&self, h: usize, i: usize) -> usize {
         (i * self.q + h) * self.d
     }
 
+    fn o_at(&self, h: usize, i: usize) -> usize {
+        (i * self.q + h) * self.e
+    }
+
     /// Query heads share key heads in groups of neighbours.
     fn k_at(&self, h: usize, j: usize) -> usize {
         (j * self.kv + h / (self.q / self.kv)) * self.d
+    }
+
+    fn v_at(&self, h: usize, j: usize) -> usize {
+        (j * self.kv + h / (self.q / self.kv)) * self.e
+    }
+
+    fn bias_at(&self, h: usize, i: usize, j: usize) -> usize {
+        (h * self.n + i) * self.n + j
     }
 }
 
@@ -284,12 +384,4 @@ fn runs(segments: &[i64]) -> Vec<Range<usize>> {
         start += run.len();
     }
     out
-}
-
-/// Keys that token `i` sees.
-fn visible(spec: &AttentionSpec, runs: &[Range<usize>], i: usize) -> Range<usize> {
-    let run = &runs[i];
-    let reach = spec.window.map_or(usize::MAX, |w| w as usize);
-    let start = run.start.max((i + 1).saturating_sub(reach));
-    start..if spec.causal { i + 1 } else { run.end.min(i.saturating_add(reach)) }
 }

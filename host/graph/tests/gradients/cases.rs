@@ -323,7 +323,7 @@ fn attention() -> Vec<(&'static str, Build)> {
         (Some(Float(1.5)), false, Some(2)),
     ] {
         for (heads, kv) in [(2, 2), (4, 2), (2, 1)] {
-            let spec = op::AttentionSpec { scale: Float(0.6), softcap, causal, window };
+            let spec = op::AttentionSpec { softcap, causal, window, ..op::AttentionSpec::causal(0.6) };
             cases.push(case("attention", move |c| {
                 let (q, k, v) = (c.rows(&[6, heads, 2]), c.rows(&[6, kv, 2]), c.rows(&[6, kv, 2]));
                 let segments = c.tokens("segments", &[0, 0, 0, 0, 1, 1]);
@@ -331,11 +331,32 @@ fn attention() -> Vec<(&'static str, Build)> {
             }));
         }
     }
+    let spec = op::AttentionSpec::causal(0.6);
+    for (spec, value_dim) in [
+        (op::AttentionSpec { chunk: Some(2), ..spec.clone() }, 2),
+        (op::AttentionSpec { chunk: Some(3), causal: false, ..spec.clone() }, 3),
+        (op::AttentionSpec { window: Some(1), pinned: 1, ..spec.clone() }, 1),
+        (op::AttentionSpec { sinks: true, ..spec.clone() }, 2),
+        (op::AttentionSpec { sinks: true, bias: true, softcap: Some(Float(1.5)), causal: false, ..spec.clone() }, 3),
+        (op::AttentionSpec { bias: true, window: Some(2), ..spec }, 2),
+    ] {
+        cases.push(case("attention", move |c| {
+            let mut inputs = vec![c.x(&[6, 4, 2]), c.x(&[6, 2, 2]), c.x(&[6, 2, value_dim])];
+            inputs.push(c.ints("segments", &[0, 0, 0, 0, 1, 1]));
+            if spec.sinks {
+                inputs.push(c.x(&[4]));
+            }
+            if spec.bias {
+                inputs.push(c.x(&[4, 6, 6]));
+            }
+            c.push(op::Attention { spec: spec.clone() }, &inputs)
+        }));
+    }
     cases.push(case("attention, values only", |c| {
         let (q, v) = (c.frozen(&[3, 1, 2]), c.x(&[3, 1, 2]));
         let q = c.push(op::Read, &[q]);
         let segments = c.ints("segments", &[0, 0, 0]);
-        let spec = op::AttentionSpec { scale: Float(1.0), softcap: None, causal: true, window: None };
+        let spec = op::AttentionSpec::causal(1.0);
         c.push(op::Attention { spec }, &[q, q, v, segments])
     }));
     cases

@@ -82,7 +82,7 @@ fn others(c: &mut Case) -> Vec<(Op, Vec<swift_graph::NodeId>)> {
     let (stack, dy3) = (c.x(&[2, 3, 4]), c.x(&[2, 1, 3]));
     let experts = c.g.reshape(ids, fixed(&[2, 1])).unwrap();
     let norm = c.push(op::RmsNorm { eps: Float(1e-5), unit_offset: false, weight: true }, &[x, d]);
-    let spec = op::AttentionSpec { scale: Float(1.0), softcap: None, causal: true, window: None };
+    let spec = op::AttentionSpec::causal(1.0);
     let ce = op::CrossEntropySpec { label_smoothing: Float(0.0), z_loss: Float(0.0), softcap: None, temperature: Float(1.0) };
     let cache = c.g.declare_state("cache", Type::f32(fixed(&[1, 4, 1, 4]))).unwrap();
     let fused = op::Fused {
@@ -155,7 +155,7 @@ fn counts_operations() {
     assert_eq!(flops(&c.g, y).eval(&bindings).unwrap(), 2 * 10 * 4 * 5);
     let q = c.rows(&[6, 4, 2]);
     let segments = c.tokens("segments", &[0; 6]);
-    let spec = op::AttentionSpec { scale: Float(1.0), softcap: None, causal: true, window: None };
+    let spec = op::AttentionSpec::causal(1.0);
     let o = c.push(op::Attention { spec }, &[q, q, q, segments]);
     assert_eq!(flops(&c.g, o).eval(&bindings).unwrap(), 2 * 10 * 10 * 4 * 2);
 }

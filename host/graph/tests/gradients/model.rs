@@ -38,7 +38,7 @@ fn llama(c: &mut Case) -> NodeId {
             c.g.reshape(y, vec![n(), heads.into(), HEAD.into()].into()).unwrap()
         });
         let (q, k) = (c.push(rope.clone(), &[q, positions]), c.push(rope.clone(), &[k, positions]));
-        let spec = op::AttentionSpec { scale: Float(0.5), softcap: None, causal: true, window: None };
+        let spec = op::AttentionSpec::causal(0.5);
         let o = c.push(op::Attention { spec }, &[q, k, v, segments]);
         let o = c.g.reshape(o, vec![n(), D.into()].into()).unwrap();
         let w = c.weight(&[D, D]);

@@ -113,8 +113,7 @@ impl Model<'_> {
         };
         let q = self.g.push(rope.clone(), &[q, positions])?;
         let kk = self.g.push(rope, &[kk, positions])?;
-        let scale = Float((head as f64).powf(-0.5));
-        let spec = op::AttentionSpec { scale, softcap: None, causal: true, window: None };
+        let spec = op::AttentionSpec::causal((head as f64).powf(-0.5));
         let o = self.g.push(op::Attention { spec }, &[q, kk, v, segments])?;
         let o = self.g.reshape(o, vec![n(), Dim::fixed(d)].into())?;
         let o = self.linear(&name("o"), o, d, d)?;

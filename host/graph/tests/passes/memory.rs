@@ -137,7 +137,7 @@ fn decoding_over_caches_survives_passes_and_plan() {
     let segments = g.input("segments", Type::new(DType::S32, vec![n])).unwrap();
     let mut x = g.input("x", rows(2)).unwrap();
     let k = g.input("k", rows(1)).unwrap();
-    let spec = op::AttentionSpec { scale: 0.5.into(), softcap: None, causal: true, window: None };
+    let spec = op::AttentionSpec::causal(0.5);
     for layer in 0..2 {
         let k_cache = g.declare_state(&format!("cache.k.{layer}"), cache.clone()).unwrap();
         let v_cache = g.declare_state(&format!("cache.v.{layer}"), cache.clone()).unwrap();

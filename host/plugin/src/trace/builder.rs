@@ -316,10 +316,7 @@ impl HostBuilder for Ctx {
     ) -> Out {
         let trace = self.trace()?;
         trace.builder(&g)?;
-        if bias.is_some() {
-            return Err(Fault::unsupported("attention with an additive bias"));
-        }
-        composite::attention(trace, &Attend { q, k, v, spec, cache })
+        composite::attention(trace, &Attend { q, k, v, spec, bias, cache })
     }
 
     fn conv(

@@ -1,10 +1,10 @@
 //! Composites: ops that become more than one node, or need the session's own inputs.
 
 use swift_graph::op::{self, AttentionSpec, BinaryOp, ReduceOp, RopeLayout, UnaryOp};
-use swift_graph::{DType, Dim, Float, NodeId, Shape, SymbolId, Type};
+use swift_graph::{DType, Dim, Float, NodeId, Shape, StateId, SymbolId, Type};
 use wasmtime::component::Resource;
 
-use super::{Fault, Trace, Traced};
+use super::{Cache, Fault, Trace, Traced};
 use crate::bindings::tensor::graph::{AttnSpec, KvCache, Param, RopeLayout as WitRopeLayout, RopeSpec, Value};
 use crate::bindings::tensor::types::{Attr, AttrValue, ErrorCode};
 
@@ -139,39 +139,65 @@ pub(super) struct Attend {
     pub(super) k: Resource<Value>,
     pub(super) v: Resource<Value>,
     pub(super) spec: AttnSpec,
+    pub(super) bias: Option<Resource<Value>>,
     pub(super) cache: Option<Resource<KvCache>>,
 }
 
 /// Attention over the session's segments, or over a cache at the session's slots and positions.
 pub(super) fn attention(trace: &mut Trace, a: &Attend) -> Traced<Resource<Value>> {
     let mask = &a.spec.mask;
-    for (present, what) in [
-        (mask.chunk.is_some(), "attention with a chunk mask"),
-        (mask.sinks > 0, "attention with sinks"),
-        (!mask.by_segment, "attention across segments"),
-        (a.spec.dropout != 0.0, "attention with dropout"),
-    ] {
+    for (present, what) in [(!mask.by_segment, "attention across segments"), (a.spec.dropout != 0.0, "attention with dropout")] {
         if present {
             return Err(Fault::unsupported(what));
         }
     }
+    let bias = a.bias.as_ref().map(|b| trace.node(b)).transpose()?;
+    // One number a head is the score of a key without value, anything else is added to the scores.
+    let sinks = bias.is_some_and(|b| trace.graph.ty(b).shape.rank() == 1);
     let spec = AttentionSpec {
         scale: a.spec.scale.into(),
         softcap: a.spec.softcap.map(Float::from),
         causal: mask.causal,
         window: mask.window,
+        chunk: mask.chunk,
+        pinned: mask.sinks,
+        sinks,
+        bias: bias.is_some() && !sinks,
     };
+    if spec.bias && a.cache.is_some() {
+        return Err(Fault::unsupported("attention with an additive bias over a cache"));
+    }
     let (q, k, v) = (trace.node(&a.q)?, trace.node(&a.k)?, trace.node(&a.v)?);
     // In cached modes `segments` holds the cache slot of each token.
     let segments = trace.graph.input("segments", per_token())?;
     match &a.cache {
-        None => trace.push(op::Attention { spec }, &[q, k, v, segments]),
+        None => {
+            let inputs: Vec<NodeId> = [q, k, v, segments].into_iter().chain(bias).collect();
+            trace.push(op::Attention { spec }, &inputs)
+        }
         Some(cache) => {
-            let (k_cache, v_cache) = trace.cache(cache)?;
+            let (k_cache, v_cache) = cache_states(trace, cache, k, v)?;
             let positions = trace.graph.input("positions", per_token())?;
-            trace.push(op::CachedAttention { spec, k_cache, v_cache }, &[q, k, v, segments, positions])
+            let inputs: Vec<NodeId> = [q, k, v, segments, positions].into_iter().chain(bias).collect();
+            trace.push(op::CachedAttention { spec, k_cache, v_cache }, &inputs)
         }
     }
+}
+
+/// The states of a layer's keys and values, of which the plan tells the sizes of the keys.
+fn cache_states(trace: &mut Trace, cache: &Resource<KvCache>, k: NodeId, v: NodeId) -> Traced<(StateId, StateId)> {
+    let Cache { layer, kv_heads, head_dim } = trace.cache(cache)?;
+    let sizes = |node: NodeId| trace.graph.ty(node).shape.iter().skip(1).cloned().collect::<Vec<Dim>>();
+    let (keys, values) = (sizes(k), sizes(v));
+    if keys != [Dim::fixed(kv_heads), Dim::fixed(head_dim)] {
+        let message = format!("attention: k is {}, the plan's cache of layer {layer} {kv_heads} x {head_dim}", trace.graph.ty(k));
+        return Err(Fault::new(ErrorCode::BadShape, message));
+    }
+    let mut state = |which: &str, sizes: Vec<Dim>| {
+        let dims: Vec<Dim> = [SymbolId::SLOTS, SymbolId::CAPACITY].into_iter().map(Dim::symbol).chain(sizes).collect();
+        trace.graph.declare_state(&format!("cache.{which}.{layer}"), Type::f32(dims))
+    };
+    Ok((state("k", keys)?, state("v", values)?))
 }
 
 /// Dropout keyed by the run's `rng` input; the identity outside training.

@@ -158,7 +158,7 @@ pub(crate) struct Trace {
     params: Vec<ParamId>,
     param_index: HashMap<ParamId, u32>,
     states: Vec<StateId>,
-    caches: Vec<(StateId, StateId)>,
+    caches: Vec<Cache>,
     heads: Vec<Head>,
     /// Scopes that this call has opened and not closed.
     depth: u64,
@@ -166,6 +166,14 @@ pub(crate) struct Trace {
     dropouts: u32,
     /// Whether dropout drops.
     training: bool,
+}
+
+/// A cache that the plan declares. Its states are declared where it is used, because only there the size of values is known.
+#[derive(Clone, Copy, Debug)]
+struct Cache {
+    layer: u32,
+    kv_heads: u64,
+    head_dim: u64,
 }
 
 impl Trace {
@@ -259,7 +267,7 @@ impl Trace {
         Resource::new_own(self.base + index as u32)
     }
 
-    fn cache(&self, cache: &Resource<KvCache>) -> Traced<(StateId, StateId)> {
+    fn cache(&self, cache: &Resource<KvCache>) -> Traced<Cache> {
         self.index(cache.rep(), self.caches.len(), "kv-cache").map(|i| self.caches[i])
     }
 

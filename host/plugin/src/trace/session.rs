@@ -2,10 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use swift_graph::{Dim, Graph, ParamInfo, Site, SiteKind, SymbolId, Type, op};
+use swift_graph::{Dim, Graph, ParamInfo, Site, SiteKind, SymbolId, op};
 use wasmtime::component::Resource;
 
-use super::{Ctx, Fault, Role, Trace, Traced, composite};
+use super::{Cache, Ctx, Fault, Role, Trace, Traced, composite};
 use crate::bindings::host::decl::Mode as WitMode;
 use crate::bindings::host::trace_host::{HostSession, Session};
 use crate::bindings::tensor::graph::{Builder, ConvSpec, KvCache, Param, Value};
@@ -119,7 +119,7 @@ impl HostSession for Ctx {
 
     fn cache(&mut self, session: Resource<Session>, layer: u32) -> wasmtime::Result<Option<Resource<KvCache>>> {
         let trace = self.trace().map_err(Fault::into_trap)?;
-        let (graph, s) = trace.session(&session).map_err(Fault::into_trap)?;
+        let (_, s) = trace.session(&session).map_err(Fault::into_trap)?;
         if !matches!(s.mode, Mode::Prefill | Mode::Decode) {
             return Ok(None);
         }
@@ -129,16 +129,7 @@ impl HostSession for Ctx {
         if let Some(&index) = s.lent.get(&layer) {
             return Ok(Some(Resource::new_own(trace.rep(index))));
         }
-        let dims = vec![
-            Dim::symbol(SymbolId::SLOTS),
-            Dim::symbol(SymbolId::CAPACITY),
-            Dim::fixed(u64::from(kv)),
-            Dim::fixed(u64::from(d)),
-        ];
-        let mut state =
-            |which: &str| graph.declare_state(&format!("cache.{which}.{layer}"), Type::f32(dims.clone())).map_err(Fault::from);
-        let pair = (state("k").map_err(Fault::into_trap)?, state("v").map_err(Fault::into_trap)?);
-        trace.caches.push(pair);
+        trace.caches.push(Cache { layer, kv_heads: u64::from(kv), head_dim: u64::from(d) });
         let index = trace.caches.len() as u32 - 1;
         let (_, s) = trace.session(&session).map_err(Fault::into_trap)?;
         s.lent.insert(layer, index);

@@ -1,7 +1,7 @@
 //! Attention over packed segments, its gradients, and attention over a cache.
 
 use swift_graph::op::{AttentionSpec, CachedAttention};
-use swift_kernels::attention::{self, Spec};
+use swift_kernels::attention::{self, Gradients, Inputs, MAX_HEAD_DIM, Saved, Spec};
 
 use super::Kernel;
 use super::gather::check;
@@ -9,54 +9,81 @@ use super::memory::{Memory, Ref};
 use super::prepare::Prepare;
 use crate::{Error, Result};
 
-/// Sizes that all three share.
+/// Sizes that all three share, and the number of tokens.
 fn spec(op: &AttentionSpec, p: &Prepare<'_, '_>) -> Result<(Spec, usize)> {
-    let (q, k) = (p.dims(0)?, p.dims(1)?);
-    let head_dim = q[2];
-    if !(4..=256).contains(&head_dim) || !head_dim.is_multiple_of(4) {
-        return Err(p.unsupported(format!("head size {head_dim} is not a multiple of 4 up to 256")));
+    let (q, v) = (p.dims(0)?, p.dims(2)?);
+    if let Some(size) = [q[2], v[2]].into_iter().find(|&size| size > MAX_HEAD_DIM) {
+        return Err(p.unsupported(format!("head size {size} is above {MAX_HEAD_DIM}")));
     }
     let spec = Spec {
         heads: q[1],
-        kv_heads: k[1],
-        head_dim,
+        kv_heads: v[1],
+        head_dim: q[2],
+        value_dim: v[2],
         scale: op.scale.0 as f32,
         causal: op.causal,
         window: op.window.map(|w| w as usize),
+        chunk: op.chunk.map(|c| c as usize),
+        pinned: op.pinned as usize,
         softcap: op.softcap.map(|c| c.0 as f32),
     };
     Ok((spec, q[0]))
 }
 
-/// Queries, keys, values and the segments of tokens.
+/// Queries, keys, values, the segments of tokens, and what is added to the scores.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Attention {
-    spec: Spec,
-    n: usize,
+struct Operands {
     q: Ref,
     k: Ref,
     v: Ref,
     segments: Ref,
+    sinks: Option<Ref>,
+    bias: Option<Ref>,
+}
+
+impl Operands {
+    /// Sinks and bias are the inputs from `more` on.
+    fn of(op: &AttentionSpec, more: usize, p: &mut Prepare<'_, '_>) -> Result<Operands> {
+        let sinks = op.sinks.then(|| p.input(more)).transpose()?;
+        let bias = op.bias.then(|| p.input(more + usize::from(op.sinks))).transpose()?;
+        Ok(Operands { q: p.input(0)?, k: p.input(1)?, v: p.input(2)?, segments: p.input(3)?, sinks, bias })
+    }
+
+    fn of_memory<'a>(&self, m: &'a Memory<'_>) -> Inputs<'a> {
+        Inputs {
+            q: m.f32(self.q),
+            k: m.f32(self.k),
+            v: m.f32(self.v),
+            segments: m.i32(self.segments),
+            sinks: self.sinks.map(|r| m.f32(r)),
+            bias: self.bias.map(|r| m.f32(r)),
+        }
+    }
+}
+
+/// Attention of packed segments.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Attention {
+    spec: Spec,
+    x: Operands,
     o: Ref,
     lse: Ref,
 }
 
 impl Attention {
     pub(super) fn run(&self, m: &Memory<'_>) -> Result<()> {
-        let (q, k, v) = (m.f32(self.q), m.f32(self.k), m.f32(self.v));
-        let (o, lse) = (m.f32_mut(self.o), m.f32_mut(self.lse));
-        attention::forward(m.pool, &self.spec, self.n, q, k, v, m.i32(self.segments), o, lse);
+        attention::forward(m.pool, &self.spec, &self.x.of_memory(m), m.f32_mut(self.o), m.f32_mut(self.lse));
         Ok(())
     }
 }
 
 pub(super) fn forward(op: &AttentionSpec, p: &mut Prepare<'_, '_>) -> Result<Kernel> {
-    let (spec, n) = spec(op, p)?;
-    let (q, k, v, segments) = (p.input(0)?, p.input(1)?, p.input(2)?, p.input(3)?);
-    Ok(Kernel::Attention(Attention { spec, n, q, k, v, segments, o: p.output(0)?, lse: p.output(1)? }))
+    let (spec, _) = spec(op, p)?;
+    let x = Operands::of(op, 4, p)?;
+    Ok(Kernel::Attention(Attention { spec, x, o: p.output(0)?, lse: p.output(1)? }))
 }
 
-/// Gradients in queries, keys and values.
+/// Gradients in queries, keys and values, and in sinks and bias if somebody reads them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AttentionGradient {
     forward: Attention,
@@ -64,24 +91,39 @@ pub(crate) struct AttentionGradient {
     d_q: Ref,
     d_k: Ref,
     d_v: Ref,
+    d_sinks: Option<Ref>,
+    d_bias: Option<Ref>,
 }
 
 impl AttentionGradient {
     pub(super) fn run(&self, m: &Memory<'_>) -> Result<()> {
-        let f = &self.forward;
-        let (q, k, v, o, lse) = (m.f32(f.q), m.f32(f.k), m.f32(f.v), m.f32(f.o), m.f32(f.lse));
-        let (d_q, d_k, d_v) = (m.f32_mut(self.d_q), m.f32_mut(self.d_k), m.f32_mut(self.d_v));
-        attention::backward(m.pool, &f.spec, f.n, q, k, v, m.i32(f.segments), o, lse, m.f32(self.d_o), d_q, d_k, d_v);
+        let Attention { spec, x, o, lse } = &self.forward;
+        let saved = Saved { o: m.f32(*o), lse: m.f32(*lse), d_o: m.f32(self.d_o) };
+        let gradients = Gradients {
+            d_q: m.f32_mut(self.d_q),
+            d_k: m.f32_mut(self.d_k),
+            d_v: m.f32_mut(self.d_v),
+            d_sinks: self.d_sinks.map(|r| m.f32_mut(r)),
+            d_bias: self.d_bias.map(|r| m.f32_mut(r)),
+        };
+        attention::backward(m.pool, spec, &x.of_memory(m), &saved, gradients);
         Ok(())
     }
 }
 
 pub(super) fn backward(op: &AttentionSpec, p: &mut Prepare<'_, '_>) -> Result<Kernel> {
-    let (spec, n) = spec(op, p)?;
-    let (q, k, v, segments, o, lse) = (p.input(0)?, p.input(1)?, p.input(2)?, p.input(3)?, p.input(4)?, p.input(5)?);
-    let forward = Attention { spec, n, q, k, v, segments, o, lse };
+    let (spec, _) = spec(op, p)?;
+    let x = Operands::of(op, 7, p)?;
+    let forward = Attention { spec, x, o: p.input(4)?, lse: p.input(5)? };
     let (d_o, d_q, d_k, d_v) = (p.input(6)?, p.output(0)?, p.output(1)?, p.output(2)?);
-    Ok(Kernel::AttentionGradient(AttentionGradient { forward, d_o, d_q, d_k, d_v }))
+    let mut further = 3;
+    let mut output = |there: bool, p: &mut Prepare<'_, '_>| {
+        further += usize::from(there);
+        if there { p.wanted_output(further - 1) } else { Ok(None) }
+    };
+    let d_sinks = output(op.sinks, p)?;
+    let d_bias = output(op.bias, p)?;
+    Ok(Kernel::AttentionGradient(AttentionGradient { forward, d_o, d_q, d_k, d_v, d_sinks, d_bias }))
 }
 
 /// New tokens are written to the cache at (slot, position), then attend to their slots.

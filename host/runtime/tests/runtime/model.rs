@@ -51,7 +51,7 @@ fn model(base: Format) -> Result<Model> {
         let split = |c: &mut Case, x| c.g.reshape(x, rows(&[heads, d / heads]).into());
         let (q, k, v) = (split(&mut c, q)?, split(&mut c, k)?, split(&mut c, v)?);
         let (q, k) = (c.g.push(rope.clone(), &[q, positions])?, c.g.push(rope, &[k, positions])?);
-        let spec = AttentionSpec { scale: Float(0.35), softcap: None, causal: true, window: None };
+        let spec = AttentionSpec::causal(0.35);
         let o = c.g.push(Attention { spec }, &[q, k, v, segments])?;
         let o = c.g.reshape(o, rows(&[d]).into())?;
         h = c.g.add(h, o)?;

@@ -345,25 +345,35 @@ fn rotations() {
     }
 }
 
-fn attention_specs() -> [AttentionSpec; 3] {
-    let plain = AttentionSpec { scale: Float(0.4), softcap: None, causal: true, window: None };
+fn attention_specs() -> [AttentionSpec; 7] {
+    let plain = AttentionSpec::causal(0.4);
     [
         plain.clone(),
         AttentionSpec { window: Some(5), softcap: Some(Float(2.0)), ..plain.clone() },
+        AttentionSpec { window: Some(3), pinned: 2, sinks: true, ..plain.clone() },
+        AttentionSpec { chunk: Some(4), ..plain.clone() },
+        AttentionSpec { causal: false, sinks: true, bias: true, ..plain.clone() },
+        AttentionSpec { bias: true, ..plain.clone() },
         AttentionSpec { causal: false, ..plain },
     ]
 }
 
 #[test]
 fn attention() {
-    for spec in attention_specs() {
+    for (i, spec) in attention_specs().into_iter().enumerate() {
         let mut c = Case::new();
-        let (q, k, v) = (c.x(rows(&[4, 8])), c.x(rows(&[2, 8])), c.x(rows(&[2, 8])));
+        let value_dim = 8 - i as u64;
+        let (q, k, v) = (c.x(rows(&[4, 8])), c.x(rows(&[2, 8])), c.x(rows(&[2, value_dim])));
         let segments = c.i(rows(&[]), (0..N as i32).map(|i| i / 15).collect());
-        let o = c.all(Attention { spec: spec.clone() }, &[q, k, v, segments]);
+        let sinks = spec.sinks.then(|| c.x(dims(&[4])));
+        let bias = spec.bias.then(|| c.x(vec![Dim::fixed(4), n(), n()]));
+        let more = || sinks.into_iter().chain(bias);
+        let inputs: Vec<NodeId> = [q, k, v, segments].into_iter().chain(more()).collect();
+        let o = c.all(Attention { spec: spec.clone() }, &inputs);
         let lse = c.g.part(o, 1).unwrap();
-        let d_o = c.x(rows(&[4, 8]));
-        c.all(AttentionBackward { spec }, &[q, k, v, segments, o, lse, d_o]);
+        let d_o = c.x(rows(&[4, value_dim]));
+        let inputs: Vec<NodeId> = [q, k, v, segments, o, lse, d_o].into_iter().chain(more()).collect();
+        c.all(AttentionBackward { spec }, &inputs);
         c.tolerance = 1e-4;
         c.check();
     }
@@ -371,7 +381,7 @@ fn attention() {
 
 #[test]
 fn attention_over_a_cache() {
-    for spec in attention_specs().into_iter().filter(|s| s.causal) {
+    for spec in attention_specs().into_iter().filter(|s| s.causal && !s.bias && !s.sinks) {
         let mut c = Case::new();
         let cache = || -> Vec<Dim> {
             use swift_graph::SymbolId;

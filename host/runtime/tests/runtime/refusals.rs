@@ -90,7 +90,7 @@ fn cache_places_are_checked() {
         let (k_cache, v_cache) = (c.state("k", cache()), c.state("v", cache()));
         let q = c.x(rows(&[1, 4]));
         let (slots, positions) = (c.i(rows(&[]), vec![slot; N]), c.i(rows(&[]), vec![position; N]));
-        let spec = AttentionSpec { scale: Float(1.0), softcap: None, causal: true, window: None };
+        let spec = AttentionSpec::causal(1.0);
         c.all(CachedAttention { spec, k_cache, v_cache }, &[q, q, q, slots, positions]);
         let error = refused(&c);
         assert!(matches!(error, Error::Index { what: w, .. } if w == what), "{error}");
@@ -130,11 +130,11 @@ fn stored_tensors_must_fit_the_graph() {
 fn sizes_that_kernels_lack_are_named() {
     let mut c = Case::new();
     c.g.push_scope("model").unwrap();
-    let q = c.x(rows(&[1, 6]));
+    let q = c.x(rows(&[1, 1025]));
     let segments = c.i(rows(&[]), vec![0; N]);
-    let spec = AttentionSpec { scale: Float(1.0), softcap: None, causal: true, window: None };
+    let spec = AttentionSpec::causal(1.0);
     c.all(Attention { spec }, &[q, q, q, segments]);
-    assert_eq!(refused(&c).to_string(), "attention at `model`: head size 6 is not a multiple of 4 up to 256");
+    assert_eq!(refused(&c).to_string(), "attention at `model`: head size 1025 is above 1024");
 }
 
 #[test]

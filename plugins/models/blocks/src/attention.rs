@@ -28,7 +28,7 @@ pub struct Heads<'a> {
 impl<'a> Heads<'a> {
     /// Causal attention with scores divided by the root of the head's size.
     pub fn new(layer: u32, [query, key, size]: [u64; 3]) -> Heads<'a> {
-        let scores = Attention { scale: (size as f32).sqrt().recip(), softcap: None, window: None, causal: true };
+        let scores = Attention { scale: (size as f32).sqrt().recip(), ..Attention::default() };
         Heads { layer, query, key, size, rope: None, norm: None, scores }
     }
 
