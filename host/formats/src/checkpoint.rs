@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::gguf::llama::{self, HeadCounts};
 use crate::json::{MAX_CONFIG_BYTES, read_json};
-use crate::{FormatError, Gguf, Result, SafetensorsFile, TensorView, gguf};
+use crate::{FormatError, Generation, Gguf, Result, SafetensorsFile, TensorView, float8, gguf};
 
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
@@ -60,6 +60,7 @@ impl Checkpoint {
         let mut ggufs: Vec<PathBuf> = entries
             .filter_map(|entry| entry.ok().map(|entry| entry.path()))
             .filter(|file| file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")))
+            .filter(|file| !gguf::is_later_part(file))
             .collect();
         match (ggufs.pop(), ggufs.len()) {
             (Some(only), 0) => Self::open_file(&only),
@@ -148,7 +149,7 @@ impl Checkpoint {
                 names.push(name.clone());
             }
         } else {
-            let pickled = folder.join("pytorch_model.bin").exists();
+            let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"].iter().any(|name| folder.join(name).exists());
             let hint = if pickled { "; convert `pytorch_model.bin`, pickled weights are not read" } else { "" };
             return Err(FormatError::invalid(folder, format!("neither `{WEIGHTS}` nor `{INDEX}` exists{hint}")));
         }
@@ -171,6 +172,14 @@ impl Checkpoint {
     /// `config.json`, or what a GGUF file's metadata says in the same spelling.
     pub fn config(&self) -> &Value {
         &self.config
+    }
+
+    /// How the model's authors want it sampled: `generation_config.json`, or a GGUF file's `general.sampling` keys.
+    pub fn generation(&self) -> Result<Generation> {
+        match &self.source {
+            Source::Gguf { file, .. } => Generation::from_gguf(file),
+            Source::Folder { .. } => Generation::from_folder(&self.path),
+        }
     }
 
     /// The GGUF file, for its vocabulary and chat template.
@@ -207,7 +216,11 @@ impl Checkpoint {
         match &self.source {
             Source::Folder { shards, owner } => {
                 let (name, shard) = in_folder(owner, name).ok_or_else(|| FormatError::missing(&self.path, name))?;
-                shards[shard].tensor(name)
+                let stored = |name: &str| owner.get(name).map(|&shard| shards[shard].tensor(name)).transpose();
+                match shards[shard].float8(name)? {
+                    Some(kind) => float8::scaled(&self.path, name, kind, shards[shard].stored(name)?, stored),
+                    None => shards[shard].tensor(name),
+                }
             }
             Source::Gguf { file, heads } => {
                 let info = llama::gguf_name(name)

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, Metadata, View};
 
+use crate::float8::{self, Float8};
 use crate::mapped::FileBytes;
 use crate::{Format, FormatError, NamedTensor, Result, TensorView, atomic};
 
@@ -90,21 +91,41 @@ impl SafetensorsFile {
         self.metadata.info(name).is_some()
     }
 
-    /// A tensor of one of the formats that this program computes with.
+    /// A tensor of one of the formats that this program computes with; 8-bit floats become bf16, which holds them exactly.
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
-        let info = self.metadata.info(name).ok_or_else(|| FormatError::missing(&self.path, name))?;
-        let format = match info.dtype {
+        let (shape, data) = self.stored(name)?;
+        let format = match self.dtype(name)? {
             Dtype::F32 => Format::F32,
             Dtype::F16 => Format::F16,
             Dtype::BF16 => Format::BF16,
+            Dtype::F8_E4M3 => return Ok(float8::plain(Float8::E4M3, shape, data)),
+            Dtype::F8_E5M2 => return Ok(float8::plain(Float8::E5M2, shape, data)),
             other => {
-                let reason = format!("tensor `{name}` has type {other:?}; only F32, F16 and BF16 are read");
+                let reason = format!("tensor `{name}` has type {other:?}; only F32, F16, BF16, F8_E4M3 and F8_E5M2 are read");
                 return Err(FormatError::unsupported(&self.path, reason));
             }
         };
+        Ok(TensorView { format, shape: shape.to_vec(), data: Cow::Borrowed(data) })
+    }
+
+    fn dtype(&self, name: &str) -> Result<Dtype> {
+        Ok(self.metadata.info(name).ok_or_else(|| FormatError::missing(&self.path, name))?.dtype)
+    }
+
+    /// Which 8-bit float a tensor is stored in, if any.
+    pub(crate) fn float8(&self, name: &str) -> Result<Option<Float8>> {
+        Ok(match self.dtype(name)? {
+            Dtype::F8_E4M3 => Some(Float8::E4M3),
+            Dtype::F8_E5M2 => Some(Float8::E5M2),
+            _ => None,
+        })
+    }
+
+    /// Shape and bytes of a tensor of whatever type.
+    pub(crate) fn stored(&self, name: &str) -> Result<(&[usize], &[u8])> {
+        let info = self.metadata.info(name).ok_or_else(|| FormatError::missing(&self.path, name))?;
         let (start, end) = info.data_offsets;
-        let data = &self.bytes[self.data + start..self.data + end];
-        Ok(TensorView { format, shape: info.shape.clone(), data: Cow::Borrowed(data) })
+        Ok((&info.shape, &self.bytes[self.data + start..self.data + end]))
     }
 }
 

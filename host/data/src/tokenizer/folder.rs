@@ -6,10 +6,10 @@
 use std::path::Path;
 
 use serde_json::Value;
-use swift_formats::read_json;
+use swift_formats::{Generation, read_json};
 
 use super::sentencepiece::{Added, Algorithm, PieceKind, SentencePiece};
-use super::{Engine, MAX_CONFIG_BYTES, Tokenizer, ids_of, token_text};
+use super::{Engine, MAX_CONFIG_BYTES, Tokenizer, token_text};
 use crate::{DataError, Result};
 
 /// Largest vocabulary file; those of 256k vocabularies reach 35 MB.
@@ -36,11 +36,7 @@ impl Tokenizer {
         tokenizer.pad = pad.or(tokenizer.pad);
         tokenizer.unknown = unknown.or(tokenizer.unknown);
         tokenizer.stops.extend(tokenizer.eos);
-        let generation = folder.join("generation_config.json");
-        if generation.is_file() {
-            let generation = read_json(&generation, MAX_CONFIG_BYTES)?;
-            tokenizer.stops.extend(ids_of(&generation["eos_token_id"]));
-        }
+        tokenizer.stops.extend(Generation::from_folder(folder)?.eos_token_ids);
         Ok(tokenizer)
     }
 

@@ -113,7 +113,7 @@ fn folders_name_special_tokens_in_their_configurations() {
     std::fs::write(root.join("tokenizer.json"), tokenizer.to_json().unwrap()).unwrap();
     let config = r#"{"bos_token": {"content": "<s>"}, "eos_token": "</s>", "pad_token": null}"#;
     std::fs::write(root.join("tokenizer_config.json"), config).unwrap();
-    std::fs::write(root.join("generation_config.json"), r#"{"eos_token_id": [1, 2, -7, "x"]}"#).unwrap();
+    std::fs::write(root.join("generation_config.json"), r#"{"eos_token_id": [1, 2, -1]}"#).unwrap();
     let read = Tokenizer::from_folder(root).unwrap();
     assert_eq!((read.bos_id(), read.eos_id(), read.pad_id()), (Some(0), Some(1), None));
     assert_eq!(read.stop_ids(), [1, 2]);

@@ -12,9 +12,11 @@
 
 pub mod llama;
 mod read;
+mod split;
 mod write;
 
 pub use read::Gguf;
+pub(crate) use split::is_later_part;
 pub use write::{TensorSource, write};
 
 use crate::Format;
@@ -261,7 +263,9 @@ pub struct TensorInfo {
     pub dims: Vec<usize>,
     /// Storage type.
     pub kind: GgmlType,
-    /// First byte, counted from the start of the file.
+    /// Which file of a split model holds it, counted from 0.
+    pub part: usize,
+    /// First byte, counted from the start of that file.
     pub start: usize,
     /// Length in bytes.
     pub len: usize,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::{ALIGNMENT_KEY, Array, DEFAULT_ALIGNMENT, GgmlType, MAGIC, TensorInfo, Value};
+use super::{ALIGNMENT_KEY, Array, DEFAULT_ALIGNMENT, GgmlType, MAGIC, TensorInfo, Value, split};
 use crate::mapped::FileBytes;
 use crate::{FormatError, Result};
 
@@ -26,7 +26,8 @@ const MAX_ALIGNMENT: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct Gguf {
     path: PathBuf,
-    bytes: FileBytes,
+    /// The file, and the further parts of a model that was split.
+    parts: Vec<FileBytes>,
     version: u32,
     metadata: Vec<(String, Value)>,
     keys: HashMap<String, usize>,
@@ -35,8 +36,12 @@ pub struct Gguf {
 }
 
 impl Gguf {
-    /// Maps a file and reads its header.
+    /// Maps a file and reads its header. Of a model that was split, `path` is the first part; the others lie beside it.
     pub fn open(path: &Path) -> Result<Self> {
+        split::complete(Self::open_part(path)?)
+    }
+
+    pub(super) fn open_part(path: &Path) -> Result<Self> {
         Self::parse(path, FileBytes::open(path)?)
     }
 
@@ -45,14 +50,28 @@ impl Gguf {
         Self::parse(label, FileBytes::Owned(bytes))
     }
 
+    /// Adds the tensors of a further part.
+    pub(super) fn append(&mut self, other: Self) -> Result<()> {
+        for mut tensor in other.tensors {
+            if self.names.insert(tensor.name.clone(), self.tensors.len()).is_some() {
+                let reason = format!("tensor `{}` is also in an earlier part", tensor.name);
+                return Err(FormatError::invalid(&other.path, reason));
+            }
+            tensor.part += self.parts.len();
+            self.tensors.push(tensor);
+        }
+        self.parts.extend(other.parts);
+        Ok(())
+    }
+
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Size of the file in bytes.
+    /// Size in bytes, of all parts.
     pub fn total_bytes(&self) -> usize {
-        self.bytes.len()
+        self.parts.iter().map(|part| part.len()).sum()
     }
 
     /// Version of the format, 2 or 3.
@@ -87,7 +106,7 @@ impl Gguf {
 
     /// The bytes of a tensor of this file.
     pub fn bytes(&self, tensor: &TensorInfo) -> &[u8] {
-        &self.bytes[tensor.start..tensor.start + tensor.len]
+        &self.parts[tensor.part][tensor.start..tensor.start + tensor.len]
     }
 
     fn parse(path: &Path, bytes: FileBytes) -> Result<Self> {
@@ -167,7 +186,7 @@ impl Gguf {
             }
         }
         refuse_overlaps(path, &tensors)?;
-        Ok(Self { path: path.to_owned(), version, metadata, keys, tensors, names, bytes })
+        Ok(Self { path: path.to_owned(), version, metadata, keys, tensors, names, parts: vec![bytes] })
     }
 }
 
@@ -325,6 +344,6 @@ impl<'a> Cursor<'a> {
             .ok()
             .filter(|start| start % alignment == 0)
             .ok_or_else(|| self.fail_at(at, format!("offset {offset} of tensor `{name}` is not aligned to {alignment}")))?;
-        Ok(TensorInfo { name, dims, kind, start, len })
+        Ok(TensorInfo { name, dims, kind, part: 0, start, len })
     }
 }

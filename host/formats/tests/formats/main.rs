@@ -2,4 +2,5 @@
 
 mod checkpoint;
 mod evil_gguf;
+mod parts;
 mod real_model;
