@@ -29,7 +29,7 @@
 //! Blocks of `x` below `1e-36` count as zero. A block with a NaN or an infinity makes its whole
 //! row of `y` NaN.
 
-use crate::format::{Format, Weight};
+use crate::format::Format;
 use crate::gemm::blocked::run;
 use crate::gemm::scratch::with_scratch;
 use crate::isa::Isa;
@@ -109,16 +109,7 @@ fn tile_fn(isa: Isa) -> TileFn {
 /// When a length does not match, or the format cannot be repacked.
 #[track_caller]
 #[expect(clippy::too_many_arguments, reason = "the signature of the exact product")]
-pub fn linear_int8(
-    pool: &Pool,
-    m: usize,
-    alpha: f32,
-    x: &[u32],
-    w: &Panels<'_>,
-    bias: Option<&[f32]>,
-    y: &mut [f32],
-    beta: f32,
-) {
+pub fn linear_int8(pool: &Pool, m: usize, alpha: f32, x: &[u32], w: &Panels<'_>, bias: Option<&[f32]>, y: &mut [f32], beta: f32) {
     let (n, k) = (w.rows, w.cols);
     let kind = Kind::of(w.format).expect("the format was repacked");
     assert_eq!(Some(w.data.len()), repacked_bytes(w.format, n, k), "panels do not match their shape and format");

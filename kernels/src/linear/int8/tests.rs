@@ -1,4 +1,5 @@
 use super::*;
+use crate::format::Weight;
 use crate::quant::tests::noise;
 use crate::quant::{dequantize, quantize};
 
