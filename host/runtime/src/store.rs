@@ -6,11 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use swift_kernels::format::Weight;
-use swift_kernels::linear::int8;
-use swift_kernels::pool::Pool;
 use swift_kernels::quant;
 
 use crate::buffer::Buffer;
@@ -94,8 +91,6 @@ pub struct StoreBytes {
     pub shared: usize,
     /// Weights in memory of their own: trainable, or converted on insertion.
     pub owned: usize,
-    /// Weights repacked for [`crate::Precision::Int8`], beside their bytes.
-    pub panels: usize,
     /// States.
     pub states: usize,
 }
@@ -103,13 +98,13 @@ pub struct StoreBytes {
 impl StoreBytes {
     /// All of them.
     pub fn total(&self) -> usize {
-        self.shared + self.owned + self.panels + self.states
+        self.shared + self.owned + self.states
     }
 }
 
 pub(crate) enum Storage {
-    /// Blocks of a format; F32 only if aligned to four bytes. Panels are made when first asked for, once for all that share the bytes.
-    Shared(Format, Bytes, Arc<OnceLock<Buffer>>),
+    /// Blocks of a format; F32 only if aligned to four bytes.
+    Shared(Format, Bytes),
     /// f32.
     Owned(Buffer),
 }
@@ -127,37 +122,12 @@ impl Tensor {
     fn to_floats(&self) -> Vec<f32> {
         match &self.storage {
             Storage::Owned(buffer) => buffer.floats().to_vec(),
-            Storage::Shared(format, bytes, _) => {
+            Storage::Shared(format, bytes) => {
                 let mut out = vec![0.0; self.shape.iter().product()];
                 quant::dequantize(*format, bytes.as_slice(), &mut out);
                 out
             }
         }
-    }
-}
-
-impl Tensor {
-    pub(crate) fn format(&self) -> Format {
-        match &self.storage {
-            Storage::Shared(format, ..) => *format,
-            Storage::Owned(_) => Format::F32,
-        }
-    }
-
-    /// A frozen matrix in panels for integer products, repacked on the first call; `None` if it has none.
-    pub(crate) fn panels(&self, pool: &Pool) -> Result<Option<&Buffer>> {
-        let (Storage::Shared(format, bytes, panels), &[rows, cols]) = (&self.storage, self.shape.as_slice()) else {
-            return Ok(None);
-        };
-        if panels.get().is_none() {
-            let Some(len) = int8::repacked_bytes(*format, rows, cols) else { return Ok(None) };
-            let mut buffer = Buffer::zeroed(len, "a repacked weight")?;
-            let weight = Weight { format: *format, rows, cols, data: bytes.as_slice() };
-            int8::repack(pool, &weight, &mut buffer.bytes_mut()[..len]);
-            // Another store may have been faster, with the same result.
-            let _ = panels.set(buffer);
-        }
-        Ok(panels.get())
     }
 }
 
@@ -196,7 +166,7 @@ impl Store {
         }
         let aligned = bytes.as_slice().as_ptr().cast::<f32>().is_aligned() && cfg!(target_endian = "little");
         let keep = shape.len() > 1 && (format != Format::F32 || aligned);
-        let mut tensor = Tensor { shape, storage: Storage::Shared(format, bytes, Arc::default()) };
+        let mut tensor = Tensor { shape, storage: Storage::Shared(format, bytes) };
         if !keep {
             tensor = Tensor::owned(tensor.shape.clone(), &tensor.to_floats(), "a weight")?;
         }
@@ -237,7 +207,7 @@ impl Store {
     pub fn share_weight(&mut self, name: &str, from: &Store) -> Result<()> {
         let tensor = from.weight(name)?;
         let storage = match &tensor.storage {
-            Storage::Shared(format, bytes, panels) => Storage::Shared(*format, bytes.clone(), Arc::clone(panels)),
+            Storage::Shared(format, bytes) => Storage::Shared(*format, bytes.clone()),
             Storage::Owned(buffer) => Storage::Owned(Buffer::of(buffer.floats(), "a weight")?),
         };
         self.weights.insert(name.to_string(), Entry::Tensor(Tensor { shape: tensor.shape.clone(), storage }));
@@ -274,7 +244,11 @@ impl Store {
     /// When it does not exist.
     pub fn weight_info(&self, name: &str) -> Result<(&[usize], Format)> {
         let tensor = self.weight(name)?;
-        Ok((&tensor.shape, tensor.format()))
+        let format = match &tensor.storage {
+            Storage::Shared(format, _) => *format,
+            Storage::Owned(_) => Format::F32,
+        };
+        Ok((&tensor.shape, format))
     }
 
     /// Whether a weight exists and is stored as f32, so that reading it is no work: what [`swift_graph::plan::plan`] asks.
@@ -401,10 +375,7 @@ impl Store {
         let mut bytes = StoreBytes::default();
         for entry in self.weights.values() {
             match entry {
-                Entry::Tensor(Tensor { storage: Storage::Shared(_, b, panels), .. }) => {
-                    bytes.shared += b.range.len();
-                    bytes.panels += panels.get().map_or(0, Buffer::bytes);
-                }
+                Entry::Tensor(Tensor { storage: Storage::Shared(_, b), .. }) => bytes.shared += b.range.len(),
                 Entry::Tensor(Tensor { storage: Storage::Owned(b), .. }) => bytes.owned += b.bytes(),
                 Entry::Alias(_) => {}
             }
@@ -480,7 +451,7 @@ mod tests {
         assert_eq!(store.weight_info("m").unwrap(), (&[2usize, 32][..], Format::Q8_0));
         assert_eq!(store.weight_info("v").unwrap().1, Format::F32);
         assert_eq!(store.read_f32("m").unwrap().floats().unwrap(), store.read_f32("v").unwrap().floats().unwrap());
-        assert_eq!(store.bytes(), StoreBytes { shared: 68, owned: 256, ..StoreBytes::default() });
+        assert_eq!(store.bytes(), StoreBytes { shared: 68, owned: 256, states: 0 });
         let mut other = Store::new();
         other.share_weight("m", &store).unwrap();
         assert_eq!(other.bytes().shared, 68);

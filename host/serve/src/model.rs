@@ -115,7 +115,8 @@ impl AdaptedModel {
     /// Base parameters that are trained as they are.
     pub fn trained_base(&self) -> HashSet<String> {
         let Some(adapter) = &self.adapter else { return HashSet::new() };
-        let declared: HashSet<&str> = self.plan.params.iter().map(|p| p.name.as_str()).collect();
+        let free = self.plan.params.iter().filter(|p| !p.tags.iter().any(|tag| tag == "frozen"));
+        let declared: HashSet<&str> = free.map(|p| p.name.as_str()).collect();
         let mut names = HashSet::new();
         for site in adapter.plan.sites.iter().filter(|s| s.train_base) {
             let path = &self.sites[site.id as usize].path;

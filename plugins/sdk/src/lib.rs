@@ -100,6 +100,6 @@ pub mod prelude {
     pub use crate::tuner::{AdaptedSite, ExportPlan, Site, SitePlan};
     pub use crate::{
         Config, Dataset, Dim, Dtype, Error, Init, Json, Loss, Mode, Model, Optimizer, Param, ParamDecl, ParamInfo, Result,
-        SiteInfo, SiteKind, Tuner, Value, config, fail, plugin, scope,
+        SiteInfo, SiteKind, Tuner, Value, concat, config, fail, plugin, scope,
     };
 }

@@ -167,6 +167,13 @@ families! {
     gpt_neox_in_series: "gpt-neox-serial";
     stablelm: "stablelm";
     stablelm_in_parallel: "stablelm-parallel";
+    mixtral: "mixtral";
+    qwen2_moe: "qwen2-moe";
+    qwen3_moe: "qwen3-moe";
+    deepseek_v2: "deepseek-v2";
+    deepseek_v2_lite: "deepseek-v2-lite";
+    deepseek_v3: "deepseek-v3";
+    deepseek_v3_with_groups: "deepseek-v3-groups";
     chatglm: "chatglm";
     baichuan: "baichuan";
 }

@@ -1,7 +1,7 @@
 //! Attention layers.
 
 use swift_sdk::model::Attention;
-use swift_sdk::{Error, Result, Value, scope};
+use swift_sdk::{Error, Result, Value, concat, scope};
 
 use crate::{Linear, Net, Norm, Rope};
 
@@ -15,8 +15,10 @@ pub struct Heads<'a> {
     pub query: u64,
     /// Key and value heads.
     pub key: u64,
-    /// Size of a head.
+    /// Size of a query or key head.
     pub size: u64,
+    /// Size of a value head, not over that of keys.
+    pub value_size: u64,
     /// How queries and keys turn with the position.
     pub rope: Option<&'a Rope>,
     /// Norm of each query and key head before it turns, `q_norm` and `k_norm`.
@@ -29,7 +31,7 @@ impl<'a> Heads<'a> {
     /// Causal attention with scores divided by the root of the head's size.
     pub fn new(layer: u32, [query, key, size]: [u64; 3]) -> Heads<'a> {
         let scores = Attention { scale: (size as f32).sqrt().recip(), ..Attention::default() };
-        Heads { layer, query, key, size, rope: None, norm: None, scores }
+        Heads { layer, query, key, size, value_size: size, rope: None, norm: None, scores }
     }
 
     /// Refuses counts that do not share.
@@ -97,10 +99,18 @@ impl<'a> Heads<'a> {
         self.mix(net, &q, &k, &apart(v, self.key))
     }
 
-    /// Attention of heads that are placed already: q `[n, query, size]`, k and v `[n, key, size]` to `[n, query · size]`.
+    /// Attention of heads that are placed already: q `[n, query, size]`, k `[n, key, size]` and v `[n, key, value_size]` to
+    /// `[n, query · value_size]`.
     pub fn mix(&self, net: &Net, q: &Value, k: &Value, v: &Value) -> Value {
-        let y = net.attention(self.layer, q, k, v, (self.key, self.size), self.scores);
-        y.reshape((net.tokens(), self.d_query()))
+        let width = self.query * self.value_size;
+        if self.value_size == self.size || !net.is_cached() {
+            let y = net.attention(self.layer, q, k, v, (self.key, self.size), self.scores);
+            return y.reshape((net.tokens(), width));
+        }
+        // A cache holds keys and values of one size.
+        let zeros = k.slice(-1, 0, self.size - self.value_size) * 0.0;
+        let y = net.attention(self.layer, q, k, &concat(&[v, &zeros], -1), (self.key, self.size), self.scores);
+        y.slice(-1, 0, self.value_size).reshape((net.tokens(), width))
     }
 
     /// The whole layer over x `[n, d]` with `q_proj`, `k_proj`, `v_proj` and `o_proj`; biases in the first three and in the last.

@@ -19,6 +19,7 @@
 
 mod attention;
 mod decoder;
+mod experts;
 mod feed_forward;
 mod layers;
 mod net;
@@ -27,6 +28,7 @@ mod rope;
 
 pub use attention::Heads;
 pub use decoder::Stack;
+pub use experts::{Choice, Experts, Groups, Router, Scores};
 pub use feed_forward::{Activation, FeedForward, GatedFeedForward};
 pub use layers::LayerType;
 pub use net::{Linear, Net};

@@ -85,6 +85,11 @@ impl Net<'_> {
         }
     }
 
+    /// Whether keys and values go through a cache in this trace.
+    pub fn is_cached(&self) -> bool {
+        self.session.is_some_and(|s| matches!(s.mode(), Mode::Prefill | Mode::Decode))
+    }
+
     /// For each token, how long its sequence is at the end of this run: f32 `[tokens]`.
     pub fn lengths(&self) -> Value {
         let count = |s: &Session| match s.mode() {
@@ -148,7 +153,26 @@ impl Net<'_> {
         self.layer(|plan| plan.param(path.clone(), shape, init, tags), |s| s.param(&path).read())
     }
 
-    /// The same, stacked from the checkpoint's tensors `parts`.
+    /// A fresh matrix is random: [`Net::tensor`] with the deviation of the model's weights.
+    pub fn matrix(&self, name: &str, shape: &[u64], tags: &[&str]) -> Value {
+        self.tensor(name, shape, Init::Normal(self.std), tags)
+    }
+
+    /// A linear layer for each of `count` experts, `<i>.<name>` in checkpoints; row i of x `[n, in]` goes through those of
+    /// `experts[i, ..]`, s32 `[n, k]`: `[n, k, out]`.
+    pub fn grouped_linear(&self, name: &str, x: &Value, experts: &Value, count: u64, spec: Linear) -> Value {
+        let path = self.join(name);
+        let declare = |plan: &mut ModelPlan| {
+            let shape = vec![count, spec.d_out, spec.d_in];
+            let init = Init::Normal(self.std);
+            let decl = ParamDecl { name: format!("{path}.weight"), shape, init, tied_to: None, tags: Vec::new() };
+            let parts = (0..count).map(|i| self.join(&format!("{i}.{name}.weight"))).collect();
+            plan.param_from(decl, Recipe::Stacked(parts));
+        };
+        self.layer(declare, |s| s.grouped_linear(&path, x, experts))
+    }
+
+    /// The same as [`Net::tensor`], stacked from the checkpoint's tensors `parts`.
     pub fn stacked(&self, name: &str, parts: &[String], shape: &[u64], init: Init, tags: &[&str]) -> Value {
         let path = self.join(name);
         let declare = |plan: &mut ModelPlan| {

@@ -120,7 +120,7 @@ impl Architecture for Gemma3 {
             ..Stack::new(self.vocab_size, d, self.num_hidden_layers, norm).tied(self.tie_word_embeddings)
         };
         stack.run(net, |net, layer, x| {
-            let sliding = (layer + 1) % self.sliding_window_pattern.max(1) != 0;
+            let sliding = !(layer + 1).is_multiple_of(self.sliding_window_pattern.max(1));
             let sees = LayerType::of(self.layer_types.as_deref(), layer, sliding);
             let heads = Heads::new(layer, self.heads())
                 .normed(norm)
