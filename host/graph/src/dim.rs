@@ -350,15 +350,17 @@ impl SymbolId {
     pub const TOKENS: SymbolId = SymbolId(0);
     /// Sequences in the packed batch.
     pub const SEQUENCES: SymbolId = SymbolId(1);
-    /// Cache slots.
+    /// Sequences that may have places in a cache.
     pub const SLOTS: SymbolId = SymbolId(2);
-    /// Capacity of one cache slot, in tokens.
+    /// Pages of a cache that one sequence may have.
     pub const CAPACITY: SymbolId = SymbolId(3);
     /// Pairs (chosen, rejected) in a preference batch.
     pub const PAIRS: SymbolId = SymbolId(4);
+    /// Pages of a cache, of all sequences together.
+    pub const PAGES: SymbolId = SymbolId(5);
 }
 
-const WELL_KNOWN: [&str; 5] = ["n", "b", "slots", "capacity", "pairs"];
+const WELL_KNOWN: [&str; 6] = ["n", "b", "slots", "capacity", "pairs", "pages"];
 
 fn well_known_name(id: SymbolId) -> String {
     WELL_KNOWN.get(id.0 as usize).map_or_else(|| format!("s{}", id.0), |s| (*s).to_string())

@@ -1,9 +1,9 @@
 //! The arena: nodes, the tables they refer to, scopes, sites and effects.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::op::{self, Op, OpRule};
-use crate::{Dim, Error, Result, SymbolTable, Type};
+use crate::{DType, Dim, Error, Result, SymbolTable, Type};
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
@@ -472,6 +472,29 @@ impl Graph {
     /// Marks which parameters receive gradients.
     pub fn set_trainable(&mut self, id: ParamId, trainable: bool) {
         self.params[id.index()].trainable = trainable;
+    }
+
+    /// Chooses what the caches of attention are stored as: f32, f16 or s8.
+    ///
+    /// # Errors
+    /// When it is another type.
+    pub fn set_cache_dtype(&mut self, dtype: DType) -> Result<()> {
+        if !matches!(dtype, DType::F32 | DType::F16 | DType::S8) {
+            return Err(Error::attr("cached-attention", format!("caches are f32, f16 or s8, not {}", dtype.name())));
+        }
+        for id in self.caches() {
+            self.states[id.index()].ty.dtype = dtype;
+        }
+        Ok(())
+    }
+
+    /// The states that attention uses as caches.
+    pub fn caches(&self) -> BTreeSet<StateId> {
+        let caches = |node: &Node| match &node.op {
+            Op::CachedAttention(c) => Some([c.k_cache, c.v_cache]),
+            _ => None,
+        };
+        self.nodes.iter().filter_map(caches).flatten().collect()
     }
 
     /// States by id.

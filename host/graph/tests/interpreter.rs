@@ -139,18 +139,19 @@ fn cached_attention_continues_a_sequence() {
         let (q, k, v) = (part("q", 2), part("k", 1), part("v", 1));
         let slots = b.ints("slots", &vec![1; to - from]);
         let positions = b.ints("positions", &(from as i64..to as i64).collect::<Vec<_>>());
-        let cache = Type::f32(Shape::fixed(&[2, 8, 1, 2]));
+        let pages = b.input("pages", DType::S32, &[2, 1], vec![9.0, 1.0]);
+        let cache = Type::new(DType::F16, Shape::fixed(&[2, 64, 1, 2]));
         let k_cache = b.g.declare_state("cache.k.0", cache.clone()).unwrap();
         let v_cache = b.g.declare_state("cache.v.0", cache).unwrap();
         let op = op::CachedAttention { spec: spec.clone(), k_cache, v_cache };
-        let o = b.g.push(op, &[q, k, v, slots, positions]).unwrap();
+        let o = b.g.push(op, &[q, k, v, slots, positions, pages]).unwrap();
         let values = b.run();
         close(&Tensor::new(vec![to - from, 2, 2], want.data[from * 4..to * 4].to_vec()), values.of(o));
         b.env.apply(&values);
         states = b.env.states;
     }
-    assert_eq!(states["cache.k.0"].data[16..26], whole.env.inputs["k"].data);
-    assert!(states["cache.k.0"].data[..16].iter().all(|v| *v == 0.0));
+    assert_eq!(states["cache.k.0"].data[128..138], whole.env.inputs["k"].data);
+    assert!(states["cache.k.0"].data[..128].iter().all(|v| *v == 0.0));
 }
 
 /// Cross-entropy spelled with logits in memory.

@@ -8,9 +8,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use swift_graph::DType;
 use swift_kernels::quant;
 
 use crate::buffer::Buffer;
+use crate::cpu::cache_words;
 use crate::{Error, Format, HostTensor, Result};
 
 /// Read-only bytes that somebody else owns, for example a range of a mapped file. Cloning shares them.
@@ -91,7 +93,7 @@ pub struct StoreBytes {
     pub shared: usize,
     /// Weights in memory of their own: trainable, or converted on insertion.
     pub owned: usize,
-    /// States.
+    /// States and caches.
     pub states: usize,
 }
 
@@ -131,6 +133,13 @@ impl Tensor {
     }
 }
 
+/// Keys or values of attention, in the device's own layout.
+struct Cache {
+    dtype: DType,
+    shape: Vec<usize>,
+    buffer: Buffer,
+}
+
 enum Entry {
     Tensor(Tensor),
     Alias(String),
@@ -141,6 +150,7 @@ enum Entry {
 pub struct Store {
     weights: BTreeMap<String, Entry>,
     states: BTreeMap<String, Tensor>,
+    caches: BTreeMap<String, Cache>,
 }
 
 impl Store {
@@ -290,6 +300,37 @@ impl Store {
         }
     }
 
+    /// Makes a cache of attention, `[pages, page, heads, size]` stored as f32, f16 or s8, unless it exists. Its content is the
+    /// device's own: it cannot be read, and checkpoints do not keep it.
+    ///
+    /// # Errors
+    /// When it exists with another shape or type, the shape is no cache's, or memory is short.
+    pub fn ensure_cache(&mut self, name: &str, dtype: DType, shape: &[usize]) -> Result<()> {
+        match self.caches.get(name) {
+            Some(cache) if cache.shape == shape && cache.dtype == dtype => Ok(()),
+            Some(cache) => {
+                let is = format!("{}{:?}", cache.dtype.name(), cache.shape);
+                Err(Error::tensor("cache", name, format!("is {is}, the run takes {}{shape:?}; remove it first", dtype.name())))
+            }
+            None => {
+                let words = cache_words(dtype, shape);
+                let words = words.ok_or_else(|| Error::tensor("cache", name, format!("cannot have the shape {shape:?}")))?;
+                let buffer = Buffer::zeroed(words.saturating_mul(4), "a cache")?;
+                self.caches.insert(name.to_string(), Cache { dtype, shape: shape.to_vec(), buffer });
+                Ok(())
+            }
+        }
+    }
+
+    /// Forgets a cache.
+    pub fn remove_cache(&mut self, name: &str) -> bool {
+        self.caches.remove(name).is_some()
+    }
+
+    pub(crate) fn cache_mut(&mut self, name: &str) -> Result<&mut Buffer> {
+        self.caches.get_mut(name).map(|cache| &mut cache.buffer).ok_or_else(|| Error::missing("cache", name))
+    }
+
     /// A state's elements.
     ///
     /// # Errors
@@ -385,6 +426,7 @@ impl Store {
                 bytes.states += b.bytes();
             }
         }
+        bytes.states += self.caches.values().map(|cache| cache.buffer.bytes()).sum::<usize>();
         bytes
     }
 

@@ -67,8 +67,8 @@ impl Generator {
         let logits = capped(&mut g, logits, head.softcap)?;
         g.outputs.push(("logits".into(), logits));
         let bindings = bindings(1, 1, slots, capacity);
-        for state in g.states().iter().filter(|state| state.name.starts_with("cache.")) {
-            store.ensure_state(&state.name, &state.ty.shape.eval(&bindings)?)?;
+        for state in g.caches().into_iter().map(|id| &g.states()[id.index()]) {
+            store.ensure_cache(&state.name, state.ty.dtype, &state.ty.shape.eval(&bindings)?)?;
         }
         Ok(Generator { program: Program::compile(device, store, g)?, slots, capacity })
     }
@@ -166,6 +166,9 @@ impl Generator {
         for (name, values) in [("ids", ids), ("positions", positions), ("segments", segments), ("rows", rows)] {
             inputs.set(name, HostTensor::i32([values.len()], values));
         }
+        // Every slot has pages of its own.
+        let columns = columns(self.capacity);
+        inputs.set("pages", HostTensor::i32([self.slots, columns], (0..(self.slots * columns) as i32).collect()));
         let mut outputs = self.program.main.run(store, &bindings, &inputs)?;
         match outputs.take("logits")? {
             HostTensor::F32 { data, .. } => Ok(data),
@@ -174,12 +177,18 @@ impl Generator {
     }
 }
 
+/// Pages of a cache that hold a sequence.
+fn columns(capacity: usize) -> usize {
+    capacity.div_ceil(op::CachedAttention::PAGE as usize)
+}
+
 fn bindings(tokens: usize, sequences: usize, slots: usize, capacity: usize) -> Bindings {
     Bindings::new()
         .with(SymbolId::TOKENS, tokens as u64)
         .with(SymbolId::SEQUENCES, sequences as u64)
         .with(SymbolId::SLOTS, slots as u64)
-        .with(SymbolId::CAPACITY, capacity as u64)
+        .with(SymbolId::CAPACITY, columns(capacity) as u64)
+        .with(SymbolId::PAGES, (slots * columns(capacity)) as u64)
 }
 
 /// `cap·tanh(x/cap)`, where there is a cap.

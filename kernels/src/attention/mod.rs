@@ -24,8 +24,11 @@
 
 #[cfg(target_arch = "x86_64")]
 mod backward;
+mod cache;
 #[cfg(target_arch = "x86_64")]
 mod forward;
+#[cfg(target_arch = "x86_64")]
+mod paged;
 #[cfg(target_arch = "x86_64")]
 mod product;
 mod scalar;
@@ -37,7 +40,7 @@ mod tile;
 mod tiled;
 
 use crate::isa::Isa;
-use crate::pool::Pool;
+use crate::pool::{Disjoint, Pool};
 use std::ops::Range;
 
 /// Largest head: keeps the scratch of a thread below 2 MB.
@@ -248,63 +251,72 @@ fn sink_gradients(pool: &Pool, spec: &Spec, sinks: &[f32], saved: &Saved<'_>, d_
     });
 }
 
-/// Attention of new tokens to a cache of keys and values, for generation.
-///
-/// The caches are `[slots, capacity, kv_heads * head_dim]`. First row `i` of `k` and `v` is
-/// written at `(slots[i], positions[i])`, for all rows; then row `i` of `q` attends to positions
-/// `0..=positions[i]` of its slot (fewer with a window; `causal` is implied). Rows of one slot at
-/// consecutive positions, as in a prefill, are fastest when they are adjacent.
-///
-/// # Panics
-/// When a slot or position lies outside the cache, two rows have the same place, or a length is
-/// wrong.
-#[track_caller]
-pub fn cached(
-    pool: &Pool,
-    spec: &Spec,
-    n: usize,
-    capacity: usize,
-    slots: &[i32],
-    positions: &[i32],
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    k_cache: &mut [f32],
-    v_cache: &mut [f32],
-    o: &mut [f32],
-) {
-    spec.check();
-    let width = spec.k_width();
-    assert!(spec.value_dim == spec.head_dim);
-    assert!(q.len() == n * spec.q_width() && o.len() == q.len(), "length of the queries or the output of attention");
-    assert!(k.len() == n * width && v.len() == k.len(), "length of the keys or values of attention");
-    assert!(slots.len() == n && positions.len() == n, "length of the slots or positions of attention");
-    assert!(
-        k_cache.len() == v_cache.len() && k_cache.len().is_multiple_of((capacity * width).max(1)),
-        "length of the caches of attention"
-    );
-    let places: Vec<Place> = slots
-        .iter()
-        .zip(positions)
-        .map(|(&slot, &position)| {
-            let place = usize::try_from(slot)
-                .ok()
-                .zip(usize::try_from(position).ok())
-                .filter(|&(slot, position)| position < capacity && (slot + 1) * capacity * width <= k_cache.len());
-            let (slot, position) = place.expect("slot and position lie inside the cache");
-            Place { slot, position }
-        })
-        .collect();
-    for (row, place) in places.iter().enumerate() {
-        let at = (place.slot * capacity + place.position) * width;
-        k_cache[at..at + width].copy_from_slice(&k[row * width..][..width]);
-        v_cache[at..at + width].copy_from_slice(&v[row * width..][..width]);
+/// Positions of a page of a cache.
+pub const PAGE: usize = 64;
+
+/// How a cache keeps keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CacheFormat {
+    /// As they are.
+    F32,
+    /// Rounded to half precision.
+    F16,
+    /// Whole numbers in -127..=127 and a factor for each row of a head, its largest magnitude / 127.
+    Int8,
+}
+
+impl CacheFormat {
+    /// All of them.
+    pub const ALL: [CacheFormat; 3] = [CacheFormat::F32, CacheFormat::F16, CacheFormat::Int8];
+
+    /// Bytes of an element.
+    fn bytes(self) -> usize {
+        match self {
+            CacheFormat::F32 => 4,
+            CacheFormat::F16 => 2,
+            CacheFormat::Int8 => 1,
+        }
     }
-    match pool.isa() {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 => tiled::cached(pool, spec, capacity, &places, q, k_cache, v_cache, o),
-        _ => scalar::cached(pool, spec, capacity, &places, q, k_cache, v_cache, o),
+
+    /// Words of four bytes that the keys, or the values, of one head take in a page.
+    pub fn head_words(self, dim: usize) -> usize {
+        let factors = if self == CacheFormat::Int8 { PAGE } else { 0 };
+        PAGE * dim * self.bytes() / 4 + factors
     }
+}
+
+/// New tokens of a generation step.
+#[derive(Clone, Copy, Debug)]
+pub struct Step<'a> {
+    /// Queries `[n, heads * head_dim]`.
+    pub q: &'a [f32],
+    /// Keys `[n, kv_heads * head_dim]`.
+    pub k: &'a [f32],
+    /// Values `[n, kv_heads * value_dim]`.
+    pub v: &'a [f32],
+    /// Row of the table of each token's sequence.
+    pub slots: &'a [i32],
+    /// Position of each token in its sequence.
+    pub positions: &'a [i32],
+    /// `[slots, columns]`: the page of the cache that holds the positions from `PAGE * column` on.
+    pub table: &'a [i32],
+    /// Pages that a sequence may have.
+    pub columns: usize,
+    /// One score for each head.
+    pub sinks: Option<&'a [f32]>,
+}
+
+/// A number of a [`Step`] that points outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outside {
+    /// "cache slot", "cache position" or "cache page".
+    pub what: &'static str,
+    /// The number.
+    pub value: i64,
+    /// Where it stands: the token, or the place in the table.
+    pub at: usize,
+    /// What it must be below.
+    pub limit: usize,
 }
 
 /// Where a row of a generation step lives.
@@ -312,4 +324,74 @@ pub fn cached(
 struct Place {
     slot: usize,
     position: usize,
+}
+
+/// Attention of new tokens to a paged cache, for generation.
+///
+/// The caches are `[pages, kv_heads, head_words]`. First row `i` of `k` and `v` is written at
+/// `positions[i]` of the sequence `slots[i]`, for all rows; then row `i` of `q` attends to positions
+/// `0..=positions[i]` of its sequence, as far as window and chunk let it (`causal` is implied). Pages
+/// that no row sees are not looked up, so their places in the table may hold anything. Rows of one
+/// sequence at consecutive positions, as in a prefill, are fastest when they are adjacent. A row's
+/// result does not depend on other rows, on threads or on how its sequence was cut into steps.
+///
+/// # Errors
+/// When a slot, a position or a page that is needed lies outside; nothing is written then.
+///
+/// # Panics
+/// When a length is wrong.
+#[track_caller]
+pub fn cached(
+    pool: &Pool,
+    spec: &Spec,
+    step: &Step<'_>,
+    format: CacheFormat,
+    k_cache: &mut [u32],
+    v_cache: &mut [u32],
+    o: &mut [f32],
+) -> Result<(), Outside> {
+    let spec = &Spec { causal: true, ..*spec };
+    spec.check();
+    let n = step.positions.len();
+    assert!(step.q.len() == n * spec.q_width() && o.len() == n * spec.o_width(), "length of the queries or output");
+    assert!(step.k.len() == n * spec.k_width() && step.v.len() == n * spec.v_width(), "length of the keys or values");
+    assert!(step.slots.len() == n && step.table.len().is_multiple_of(step.columns.max(1)), "length of the slots or table");
+    assert!(step.sinks.is_none_or(|sinks| sinks.len() == spec.heads), "length of the sinks of attention");
+    let sizes = [spec.head_dim, spec.value_dim].map(|dim| spec.kv_heads * format.head_words(dim));
+    let pages = k_cache.len() / sizes[0];
+    assert!(k_cache.len() == pages * sizes[0] && v_cache.len() == pages * sizes[1], "length of the caches of attention");
+    let places = places(spec, step, pages)?;
+    // A task for each key head: rows that share a place by mistake are written one after the other.
+    let (k_parts, v_parts) = (Disjoint::new(k_cache), Disjoint::new(v_cache));
+    pool.run(spec.kv_heads, &|kv_head| cache::write(spec, step, &places, format, kv_head, &k_parts, &v_parts));
+    match pool.isa() {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 | Isa::Avx512 => paged::attend(pool, spec, step, &places, format, [k_cache, v_cache], o),
+        _ => scalar::cached(pool, spec, step, &places, format, [k_cache, v_cache], o),
+    }
+    Ok(())
+}
+
+/// Checks the places of all rows and the pages that they need.
+fn places(spec: &Spec, step: &Step<'_>, pages: usize) -> Result<Vec<Place>, Outside> {
+    let below = |what, value: i32, at, limit| {
+        let index = usize::try_from(value).ok().filter(|&index| index < limit);
+        index.ok_or(Outside { what, value: i64::from(value), at, limit })
+    };
+    let slots = step.table.len() / step.columns.max(1);
+    let mut places: Vec<Place> = Vec::with_capacity(step.slots.len());
+    for (at, (&slot, &position)) in step.slots.iter().zip(step.positions).enumerate() {
+        let slot = below("cache slot", slot, at, slots)?;
+        let position = below("cache position", position, at, step.columns * PAGE)?;
+        let near = spec.visible(position, step.columns * PAGE);
+        // The row before has checked all pages but the one that this row may begin.
+        let follows = places.last().is_some_and(|last| last.slot == slot && last.position + 1 == position);
+        let first = if follows { position } else { near.start };
+        for column in (0..spec.pinned.min(near.start).div_ceil(PAGE)).chain(first / PAGE..position / PAGE + 1) {
+            let at = slot * step.columns + column;
+            below("cache page", step.table[at], at, pages)?;
+        }
+        places.push(Place { slot, position });
+    }
+    Ok(places)
 }

@@ -1,6 +1,6 @@
 //! Specification of attention: one query at a time, every sum in `f64`.
 
-use super::{Inputs, Place, Saved, Spec};
+use super::{CacheFormat, Inputs, PAGE, Place, Saved, Spec, Step};
 use crate::pool::{Disjoint, Pool};
 use std::ops::Range;
 
@@ -181,23 +181,32 @@ fn narrow(from: &[f64], to: &mut [f32]) {
 pub(super) fn cached(
     pool: &Pool,
     spec: &Spec,
-    capacity: usize,
+    step: &Step<'_>,
     places: &[Place],
-    q: &[f32],
-    k_cache: &[f32],
-    v_cache: &[f32],
+    format: CacheFormat,
+    caches: [&[u32]; 2],
     o: &mut [f32],
 ) {
-    let dim = spec.head_dim;
-    pool.run_pieces(o, dim, |task, o| {
+    let (dim, value_dim) = (spec.head_dim, spec.value_dim);
+    pool.run_pieces(o, value_dim, |task, o| {
         let (row, head) = (task / spec.heads, task % spec.heads);
-        let place = places[row];
-        let slot = place.slot * capacity * spec.k_width()..;
-        let at = head / spec.group() * dim;
-        let k = Rows::new(&k_cache[slot.clone()], spec.k_width(), at, dim);
-        let v = Rows::new(&v_cache[slot], spec.k_width(), at, dim);
-        let spec = &Spec { causal: true, ..*spec };
-        let keys = spec.seen(place.position, place.position + 1).map(|j| (j, 0.0));
-        attend(spec, &q[task * dim..][..dim], k, v, keys, None, o);
+        let Place { slot, position } = places[row];
+        let kv_head = head / spec.group();
+        let seen: Vec<usize> = spec.seen(position, position + 1).collect();
+        // The rows that are seen, one after the other.
+        let gather = |cache: &[u32], dim: usize, transposed: bool| -> Vec<f32> {
+            let words = format.head_words(dim);
+            let element = |j: usize, i: usize| {
+                let (page, at) = (step.table[slot * step.columns + j / PAGE] as usize, j % PAGE);
+                let from = &cache[(page * spec.kv_heads + kv_head) * words..][..words];
+                let (start, stride) = if transposed { (at, PAGE) } else { (at * dim, 1) };
+                super::cache::read(format, from, start, stride, i, at)
+            };
+            seen.iter().flat_map(|&j| (0..dim).map(move |i| (j, i))).map(|(j, i)| element(j, i)).collect()
+        };
+        let (k, v) = (gather(caches[0], dim, true), gather(caches[1], value_dim, false));
+        let keys = (0..seen.len()).map(|j| (j, 0.0));
+        let (k, v) = (Rows::new(&k, dim, 0, dim), Rows::new(&v, value_dim, 0, value_dim));
+        attend(spec, &step.q[task * dim..][..dim], k, v, keys, step.sinks.map(|sinks| sinks[head]), o);
     });
 }

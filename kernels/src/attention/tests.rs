@@ -197,35 +197,90 @@ fn a_nan_stays_in_its_run() {
     }
 }
 
+/// Outputs of a sequence that is fed in steps of these lengths, twice at a time: to slots 2 and 0.
+fn in_steps(pool: &Pool, spec: &Spec, format: CacheFormat, lengths: &[usize], sinks: Option<&[f32]>) -> Vec<f32> {
+    let n: usize = lengths.iter().sum();
+    let (q, k, v) = (values(n * spec.q_width(), 1), values(n * spec.k_width(), 2), values(n * spec.v_width(), 3));
+    let columns = n.div_ceil(PAGE);
+    // Pages backwards; slot 1 has none.
+    let pages = 2 * columns;
+    let page = |i: usize| if i / columns == 1 { -1 } else { (pages - 1 - i / columns / 2 * columns - i % columns) as i32 };
+    let table: Vec<i32> = (0..3 * columns).map(page).collect();
+    let garbage = f32::NAN.to_bits();
+    let mut k_cache = vec![garbage; pages * spec.kv_heads * format.head_words(spec.head_dim)];
+    let mut v_cache = vec![garbage; pages * spec.kv_heads * format.head_words(spec.value_dim)];
+    let (mut out, mut start) = (Vec::new(), 0);
+    for &len in lengths {
+        let twice = |x: &[f32], width: usize| x[start * width..(start + len) * width].repeat(2);
+        let positions = (start as i32..(start + len) as i32).collect::<Vec<_>>().repeat(2);
+        let slots: Vec<i32> = (0..2 * len).map(|i| if i < len { 2 } else { 0 }).collect();
+        let (q, k, v) = (twice(&q, spec.q_width()), twice(&k, spec.k_width()), twice(&v, spec.v_width()));
+        let step = Step { q: &q, k: &k, v: &v, slots: &slots, positions: &positions, table: &table, columns, sinks };
+        let mut o = vec![0.0; 2 * len * spec.o_width()];
+        cached(pool, spec, &step, format, &mut k_cache, &mut v_cache, &mut o).unwrap();
+        let (one, other) = o.split_at(len * spec.o_width());
+        assert!(one == other, "both sequences at {start}");
+        out.extend_from_slice(one);
+        start += len;
+    }
+    out
+}
+
 #[test]
 fn a_cache_filled_in_steps_equals_the_whole() {
-    for (window, heads) in [(None, 4), (Some(30), 4), (Some(3), 6)] {
-        let spec = Spec { heads, window, ..PLAIN };
-        let (n, capacity, slots) = (150, 160, 3);
-        let (qw, kw) = (spec.q_width(), spec.k_width());
-        let (q, k, v) = (values(n * qw, 1), values(n * kw, 2), values(n * kw, 3));
-        for isa in Isa::available() {
-            let pool = Pool::with_isa(2, isa);
-            let (mut want, mut lse) = (vec![0.0; n * qw], vec![0.0; heads * n]);
-            let x = Inputs { q: &q, k: &k, v: &v, segments: &vec![0; n], sinks: None, bias: None };
-            forward(&pool, &spec, &x, &mut want, &mut lse);
-            let mut caches = [(); 2].map(|()| vec![f32::NAN; slots * capacity * kw]);
-            let [k_cache, v_cache] = &mut caches;
-            let mut start = 0;
-            for len in [1, 1, 90, 7, 1, 50] {
-                // The same tokens in slots 2 and 0, in one step.
-                let twice = |x: &[f32], width: usize| x[start * width..(start + len) * width].repeat(2);
-                let places = (start as i32..(start + len) as i32).collect::<Vec<_>>().repeat(2);
-                let slot: Vec<i32> = (0..2 * len).map(|i| if i < len { 2 } else { 0 }).collect();
-                let (q, k, v) = (twice(&q, qw), twice(&k, kw), twice(&v, kw));
-                let mut o = vec![0.0; 2 * len * qw];
-                cached(&pool, &spec, 2 * len, capacity, &slot, &places, &q, &k, &v, k_cache, v_cache, &mut o);
-                for part in o.chunks_exact(len * qw) {
-                    let want = &want[start * qw..(start + len) * qw];
-                    assert!(part == want, "{window:?} at {start}, {isa}");
+    let sinks = [0.5, -1.0, 2.0, 0.0, 1.0, -0.5];
+    for spec in [
+        PLAIN,
+        Spec { window: Some(30), ..PLAIN },
+        Spec { window: Some(3), heads: 6, pinned: 2, ..PLAIN },
+        Spec { chunk: Some(100), softcap: Some(2.0), ..PLAIN },
+        Spec { kv_heads: 1, head_dim: 24, value_dim: 20, ..PLAIN },
+        Spec { head_dim: 3, value_dim: 1, ..PLAIN },
+    ] {
+        let n = 330;
+        for sinks in [None, Some(&sinks[..spec.heads])] {
+            let (q, k, v) = (values(n * spec.q_width(), 1), values(n * spec.k_width(), 2), values(n * spec.v_width(), 3));
+            let (mut want, mut lse) = (vec![0.0; n * spec.o_width()], vec![0.0; spec.heads * n]);
+            let x = Inputs { q: &q, k: &k, v: &v, segments: &vec![0; n], sinks, bias: None };
+            forward(&Pool::new(2), &spec, &x, &mut want, &mut lse);
+            for format in CacheFormat::ALL {
+                let specification = in_steps(&Pool::with_isa(2, Isa::Scalar), &spec, format, &[n], sinks);
+                for isa in Isa::available() {
+                    let pool = Pool::with_isa(2, isa);
+                    let got = in_steps(&pool, &spec, format, &[1, 1, 90, 7, 1, 100, 1, 1, 128], sinks);
+                    // However it is cut, and on however many threads: the same bits.
+                    assert_eq!(got, in_steps(&Pool::with_isa(1, isa), &spec, format, &[n], sinks), "{spec:?} {format:?}");
+                    assert_eq!(got, in_steps(&Pool::with_isa(3, isa), &spec, format, &[329, 1], sinks), "{spec:?} {format:?}");
+                    for (got, want) in got.iter().zip(&specification) {
+                        assert!((got - want).abs() < 1e-5, "{got} {want} {isa} {spec:?} {format:?}");
+                    }
                 }
-                start += len;
+                let tolerance = [1e-5, 4e-3, 6e-2][format as usize];
+                let worst = specification.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(worst < tolerance, "{worst} {spec:?} {format:?}");
             }
         }
     }
+}
+
+#[test]
+fn places_outside_a_cache_are_named() {
+    let spec = Spec { heads: 1, kv_heads: 1, window: Some(10), ..PLAIN };
+    let (q, pool) = (values(16, 1), Pool::new(1));
+    let words = CacheFormat::F32.head_words(16);
+    let run = |slot: i32, position: i32, table: [i32; 4]| {
+        let (mut k, mut v) = (vec![0; 3 * words], vec![0; 3 * words]);
+        let step = Step { q: &q, k: &q, v: &q, slots: &[slot], positions: &[position], table: &table, columns: 2, sinks: None };
+        let result = cached(&pool, &spec, &step, CacheFormat::F32, &mut k, &mut v, &mut [0.0; 16]);
+        assert!(result.is_ok() || k.iter().all(|&word| word == 0));
+        result
+    };
+    let outside = |what, value, at, limit| Err(Outside { what, value, at, limit });
+    assert_eq!(run(2, 0, [0; 4]), outside("cache slot", 2, 0, 2));
+    assert_eq!(run(-1, 0, [0; 4]), outside("cache slot", -1, 0, 2));
+    assert_eq!(run(0, 128, [0; 4]), outside("cache position", 128, 0, 128));
+    assert_eq!(run(1, 70, [0, 0, 1, 3]), outside("cache page", 3, 3, 3));
+    assert_eq!(run(1, 70, [0, 0, -1, 2]), outside("cache page", -1, 2, 3));
+    // The window has left the first page.
+    assert_eq!(run(1, 80, [0, 0, -1, 2]), Ok(()));
 }

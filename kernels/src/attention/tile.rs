@@ -74,6 +74,20 @@ impl Queries {
         early && self.last.iter().all(|&last| (keys.end - 1) as f32 <= last)
     }
 
+    /// Whether the query of a lane sees every key of `keys`.
+    pub(super) fn sees_all(&self, lane: usize, keys: &Range<usize>) -> bool {
+        let early = keys.end <= self.pinned || self.first[lane] <= keys.start as f32;
+        early && (keys.end - 1) as f32 <= self.last[lane]
+    }
+
+    /// `seen` where the query of a lane sees the keys, else `hidden`.
+    #[inline(always)]
+    pub(super) fn mask_keys<S: Simd>(&self, s: S, lane: usize, keys: S::F, seen: S::F, hidden: S::F) -> S::F {
+        let near = s.le(s.splat(self.first[lane]), keys);
+        let early = s.either(near, s.lt(keys, s.splat(self.pinned as f32)));
+        s.select(s.both(early, s.le(keys, s.splat(self.last[lane]))), seen, hidden)
+    }
+
     /// Bounds of the keys that the vector of queries at `lane` sees, for [`mask`].
     ///
     /// # Safety

@@ -2,7 +2,7 @@
 
 use super::forward::{Keys, attend};
 use super::tile::{Bias, Queries, TILE, padded};
-use super::{Inputs, Place, Saved, Spec, backward as head_backward};
+use super::{Inputs, Saved, Spec, backward as head_backward};
 use crate::gemm::scratch::with_scratch;
 use crate::pool::{Disjoint, Pool};
 use std::ops::Range;
@@ -43,49 +43,6 @@ pub(super) fn forward(pool: &Pool, spec: &Spec, x: &Inputs<'_>, runs: &[Range<us
                 o.slice(queries.row[lane] * spec.value_dim, spec.value_dim).copy_from_slice(result);
                 lse.slice(head * n + first + lane, 1)[0] = log_sum;
             }
-        });
-    });
-}
-
-pub(super) fn cached(
-    pool: &Pool,
-    spec: &Spec,
-    capacity: usize,
-    places: &[Place],
-    q: &[f32],
-    k_cache: &[f32],
-    v_cache: &[f32],
-    o: &mut [f32],
-) {
-    let (dim, group) = (spec.head_dim, spec.group());
-    // The cache holds nothing later than a query that it may see.
-    let spec = &Spec { causal: true, ..*spec };
-    let mut start = 0;
-    let mut tiles = Vec::new();
-    for chunk in places.chunk_by(|a, b| a.slot == b.slot && a.position + 1 == b.position) {
-        // All query heads of a key head are lanes: a single new token fills several.
-        let lanes = chunk.len() * group;
-        tiles.extend((0..lanes).step_by(TILE).map(|lane| (start, lane..lanes.min(lane + TILE))));
-        start += chunk.len();
-    }
-    let o = Disjoint::new(o);
-    pool.run(tiles.len() * spec.kv_heads, &|task| {
-        let ((start, lanes), kv_head) = (&tiles[task / spec.kv_heads], task % spec.kv_heads);
-        let queries = Queries::new(
-            spec,
-            capacity,
-            lanes.clone().map(|lane| {
-                let row = start + lane / group;
-                let head = kv_head * group + lane % group;
-                (row * spec.heads + head, places[row].position)
-            }),
-        );
-        let stride = spec.k_width();
-        let at = places[*start].slot * capacity * stride + kv_head * dim;
-        let keys = Keys { k: &k_cache[at..], v: &v_cache[at..], k_stride: stride, v_stride: stride, bias: None };
-        attend(pool.isa(), spec, &queries, q, keys, None, |lane, result, _| {
-            // SAFETY: each head of each row belongs to one task.
-            unsafe { o.slice(queries.row[lane] * dim, dim) }.copy_from_slice(result);
         });
     });
 }

@@ -35,6 +35,16 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// `p` is readable for `n` floats.
     unsafe fn load_part(self, p: *const f32, n: usize) -> Self::F;
+    /// Loads half floats.
+    ///
+    /// # Safety
+    /// `p` is readable for `LANES` halves.
+    unsafe fn load_f16(self, p: *const u16) -> Self::F;
+    /// Loads signed bytes as floats.
+    ///
+    /// # Safety
+    /// `p` is readable for `LANES` bytes.
+    unsafe fn load_i8(self, p: *const i8) -> Self::F;
     /// # Safety
     /// `p` is writable for `LANES` floats.
     unsafe fn store(self, p: *mut f32, v: Self::F);

@@ -5,7 +5,7 @@ use crate::interp::{Eval, Tensor};
 use std::ops::Range;
 
 use super::{OpRule, ReduceOp, arity, count, floats};
-use crate::{Dim, Error, Float, Graph, Result, StateId, SymbolId, Type};
+use crate::{DType, Dim, Error, Float, Graph, Result, StateId, SymbolId, Type};
 
 /// What all attention ops share. Masks are structural, so that no `[n, n]` tensor exists unless there is a bias.
 ///
@@ -214,12 +214,20 @@ impl OpRule for AttentionBackward {
     }
 }
 
-/// Writes `k` and `v` rows into the cache at (slot, position), then attends to everything up to each row's own position in its
-/// slot. Inputs `q`, `k`, `v`, `slots [n]`, `positions [n]`. Both caches are states `[slots, capacity, kv, d]`; the op reads and
-/// writes them in place, so it counts as an effect.
+/// Attention over a paged cache of keys and values, for generation. Inputs `q [n, heads, d]`, `k [n, kv, d]`, `v [n, kv, e]`,
+/// `slots [n]`, `positions [n]`, `pages [slots, capacity]`, then sinks where the spec has them; output `[n, heads, e]`.
+///
+/// Row `i` is the token at `positions[i]` of the sequence `slots[i]`. `pages[s, c]` is the page of the cache that holds the positions
+/// `PAGE·c..PAGE·(c + 1)` of sequence `s`: whoever runs the graph gives pages to sequences, and sequences with a common beginning may
+/// share the full pages of it. First all rows of `k` and `v` are written to their places, then each row of `q` attends to positions
+/// `0..=positions[i]` of its sequence. Entries of `pages` that no row needs, such as those before a window, may hold anything.
+///
+/// The caches are states `[pages, PAGE, kv, d]` and `[pages, PAGE, kv, e]` of type f32, f16 or s8 (a factor for each row of a head,
+/// which is the device's business). Their type is what they are stored as: the device computes in f32, and the reference evaluation
+/// rounds nothing. The op reads and writes them in place, so it counts as an effect. No other op can use them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CachedAttention {
-    /// Scale, cap and mask; always causal.
+    /// Scale, cap and mask; always causal, and without bias.
     pub spec: AttentionSpec,
     /// Keys.
     pub k_cache: StateId,
@@ -227,37 +235,65 @@ pub struct CachedAttention {
     pub v_cache: StateId,
 }
 
+impl CachedAttention {
+    /// Positions of a page.
+    pub const PAGE: u64 = 64;
+
+    /// The shape of a cache of `heads` heads of `size`.
+    pub fn cache_shape(heads: Dim, size: Dim) -> Vec<Dim> {
+        vec![Dim::symbol(SymbolId::PAGES), Dim::fixed(CachedAttention::PAGE), heads, size]
+    }
+
+    /// The type of the input `pages`.
+    pub fn table() -> Type {
+        Type::new(DType::S32, vec![Dim::symbol(SymbolId::SLOTS), Dim::symbol(SymbolId::CAPACITY)])
+    }
+}
+
 impl OpRule for CachedAttention {
     fn name(&self) -> &'static str {
         "cached-attention"
     }
     fn infer(&self, g: &Graph, inputs: &[Type]) -> Result<Vec<Type>> {
-        check(self.name(), &self.spec, inputs, 5)?;
+        check(self.name(), &self.spec, inputs, 6)?;
         if !self.spec.causal || self.spec.bias {
             return Err(Error::attr(self.name(), "attention over a cache is causal and has no bias"));
         }
         for (state, input) in [(self.k_cache, 1), (self.v_cache, 2)] {
             let cache = g.states().get(state.index()).ok_or_else(|| Error::attr(self.name(), "names another graph's cache"))?;
+            if !matches!(cache.ty.dtype, DType::F32 | DType::F16 | DType::S8) {
+                return Err(Error::dtype(self.name(), "keeps caches as f32, f16 or s8", std::slice::from_ref(&cache.ty)));
+            }
             let cache = &cache.ty.shape;
-            if cache.rank() != 4 || cache[2..] != inputs[input].shape[1..] {
-                return Err(Error::shape(self.name(), format!("the cache {cache} does not hold these keys"), inputs));
+            if cache.rank() != 4 || cache[1] != Dim::fixed(Self::PAGE) || cache[2..] != inputs[input].shape[1..] {
+                return Err(Error::shape(self.name(), format!("the cache {cache} does not hold these keys and values"), inputs));
             }
         }
-        if inputs[3..5].iter().any(|t| !t.dtype.is_int() || t.shape.dims() != &inputs[0].shape[..1]) {
-            return Err(Error::shape(self.name(), "takes whole-number slots [n] and positions [n]", inputs));
+        if inputs[3..6].iter().any(|t| !t.dtype.is_int()) || inputs[3..5].iter().any(|t| t.shape.dims() != &inputs[0].shape[..1])
+        {
+            return Err(Error::shape(self.name(), "takes whole-number slots [n], positions [n] and pages", inputs));
+        }
+        if inputs[5].shape.rank() != 2 {
+            return Err(Error::shape(self.name(), "takes pages [slots, capacity]", inputs));
         }
         Ok(vec![output(inputs)])
     }
     fn eval(&self, cx: &Eval<'_>) -> Result<Vec<Tensor>> {
         let heads = Heads::of(cx);
-        let (q, slots, positions) = (cx.input(0), cx.whole(3), cx.whole(4));
+        let (q, slots, positions, table) = (cx.input(0), cx.whole(3), cx.whole(4), cx.whole(5));
+        let (sequences, columns, page) = (cx.input(5).shape[0], cx.input(5).shape[1], Self::PAGE as usize);
+        // The row of a cache that holds a position.
+        let place = |slot: usize, position: usize, pages: usize| -> Result<usize> {
+            let at = cx.index(table[slot * columns + position / page], pages, "page")?;
+            Ok(at * page + position % page)
+        };
         for (input, cache, size) in [(1, self.k_cache, heads.d), (2, self.v_cache, heads.e)] {
             cx.with_cache(cache, |cache| {
                 let width = heads.kv * size;
                 for (i, (&slot, &position)) in slots.iter().zip(&positions).enumerate() {
-                    let slot = cx.index(slot, cache.shape[0], "slot")?;
-                    let position = cx.index(position, cache.shape[1], "position")?;
-                    let to = (slot * cache.shape[1] + position) * width;
+                    let slot = cx.index(slot, sequences, "slot")?;
+                    let position = cx.index(position, columns * page, "position")?;
+                    let to = place(slot, position, cache.shape[0])? * width;
                     cache.data[to..][..width].copy_from_slice(&cx.input(input).data[i * width..][..width]);
                 }
                 Ok(())
@@ -268,11 +304,12 @@ impl OpRule for CachedAttention {
         let mut o = vec![0.0; heads.n * heads.q * heads.e];
         for i in 0..heads.n {
             let (slot, last) = (slots[i] as usize, positions[i] as usize);
-            let seen: Vec<usize> = self.spec.visible(&(0..last + 1), last).map(|j| slot * k.shape[1] + j).collect();
+            let seen = self.spec.visible(&(0..last + 1), last).map(|j| place(slot, j, k.shape[0]));
+            let seen = seen.collect::<Result<Vec<usize>>>()?;
             for h in 0..heads.q {
                 let row = &q.data[heads.q_at(h, i)..][..heads.d];
                 let scores = seen.iter().map(|&j| self.spec.of_rows(row, &k.data[heads.k_at(h, j)..]));
-                let scores: Vec<f64> = scores.chain(self.spec.sink(cx, 5, h)).collect();
+                let scores: Vec<f64> = scores.chain(self.spec.sink(cx, 6, h)).collect();
                 let sum = ReduceOp::LogSumExp.eval(&scores);
                 let o = &mut o[heads.o_at(h, i)..][..heads.e];
                 for (&j, s) in seen.iter().zip(scores) {
@@ -289,7 +326,7 @@ impl OpRule for CachedAttention {
     fn flops(&self, inputs: &[Type], _: &[Type]) -> Result<Dim> {
         // Every row over a full cache.
         let (q, v) = (&inputs[0].shape, &inputs[2].shape);
-        count(2, [&q[0], &q[1], &q[2].add(&v[2])?, &Dim::symbol(SymbolId::CAPACITY)])
+        count(2 * Self::PAGE, [&q[0], &q[1], &q[2].add(&v[2])?, &inputs[5].shape[1]])
     }
 }
 

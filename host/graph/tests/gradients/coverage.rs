@@ -84,7 +84,8 @@ fn others(c: &mut Case) -> Vec<(Op, Vec<swift_graph::NodeId>)> {
     let norm = c.push(op::RmsNorm { eps: Float(1e-5), unit_offset: false, weight: true }, &[x, d]);
     let spec = op::AttentionSpec::causal(1.0);
     let ce = op::CrossEntropySpec { label_smoothing: Float(0.0), z_loss: Float(0.0), softcap: None, temperature: Float(1.0) };
-    let cache = c.g.declare_state("cache", Type::f32(fixed(&[1, 4, 1, 4]))).unwrap();
+    let cache = c.g.declare_state("cache", Type::f32(fixed(&[1, 64, 1, 4]))).unwrap();
+    let pages = c.g.input("pages", Type::new(DType::S32, fixed(&[1, 1]))).unwrap();
     let fused = op::Fused {
         shape: fixed(&[2, 4]),
         col_axes: 1,
@@ -104,7 +105,7 @@ fn others(c: &mut Case) -> Vec<(Op, Vec<swift_graph::NodeId>)> {
         (op::RmsNormDx { unit_offset: false, weight: true }.into(), vec![x, d, column, x]),
         (op::RmsNormDw.into(), vec![x, column, x]),
         (op::AttentionBackward { spec: spec.clone() }.into(), vec![q, q, q, ids, q, lse, q]),
-        (op::CachedAttention { spec, k_cache: cache, v_cache: cache }.into(), vec![q, q, q, ids, ids]),
+        (op::CachedAttention { spec, k_cache: cache, v_cache: cache }.into(), vec![q, q, q, ids, ids, pages]),
         (op::SwiGluBackward.into(), vec![x, x, x]),
         (op::LinearCrossEntropyBackward { spec: ce, weight_grad: true }.into(), vec![x, w, ids, column, column]),
     ]

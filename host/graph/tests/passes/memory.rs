@@ -132,9 +132,10 @@ fn decoding_over_caches_survives_passes_and_plan() {
     let mut g = Graph::default();
     let n = Dim::symbol(SymbolId::TOKENS);
     let rows = |heads: u64| Type::f32(vec![Dim::symbol(SymbolId::TOKENS), Dim::fixed(heads), Dim::fixed(4)]);
-    let cache = Type::f32(Shape::fixed(&[3, 8, 1, 4]));
+    let cache = Type::f32(Shape::fixed(&[64, 64, 1, 4]));
     let positions = g.input("positions", Type::new(DType::S32, vec![n.clone()])).unwrap();
     let segments = g.input("segments", Type::new(DType::S32, vec![n])).unwrap();
+    let pages = g.input("pages", Type::new(DType::S32, Shape::fixed(&[3, 1]))).unwrap();
     let mut x = g.input("x", rows(2)).unwrap();
     let k = g.input("k", rows(1)).unwrap();
     let spec = op::AttentionSpec::causal(0.5);
@@ -142,7 +143,7 @@ fn decoding_over_caches_survives_passes_and_plan() {
         let k_cache = g.declare_state(&format!("cache.k.{layer}"), cache.clone()).unwrap();
         let v_cache = g.declare_state(&format!("cache.v.{layer}"), cache.clone()).unwrap();
         let op = op::CachedAttention { spec: spec.clone(), k_cache, v_cache };
-        let y = g.push(op, &[x, k, k, segments, positions]).unwrap();
+        let y = g.push(op, &[x, k, k, segments, positions, pages]).unwrap();
         x = g.add(x, y).unwrap();
     }
     g.outputs.push(("x".into(), x));

@@ -178,7 +178,9 @@ pub(super) fn attention(trace: &mut Trace, a: &Attend) -> Traced<Resource<Value>
         Some(cache) => {
             let (k_cache, v_cache) = cache_states(trace, cache, k, v)?;
             let positions = trace.graph.input("positions", per_token())?;
-            let inputs: Vec<NodeId> = [q, k, v, segments, positions].into_iter().chain(bias).collect();
+            // Whoever generates gives pages of the cache to sequences.
+            let pages = trace.graph.input("pages", op::CachedAttention::table())?;
+            let inputs: Vec<NodeId> = [q, k, v, segments, positions, pages].into_iter().chain(bias).collect();
             trace.push(op::CachedAttention { spec, k_cache, v_cache }, &inputs)
         }
     }
@@ -193,11 +195,15 @@ fn cache_states(trace: &mut Trace, cache: &Resource<KvCache>, k: NodeId, v: Node
         let message = format!("attention: k is {}, the plan's cache of layer {layer} {kv_heads} x {head_dim}", trace.graph.ty(k));
         return Err(Fault::new(ErrorCode::BadShape, message));
     }
-    let mut state = |which: &str, sizes: Vec<Dim>| {
-        let dims: Vec<Dim> = [SymbolId::SLOTS, SymbolId::CAPACITY].into_iter().map(Dim::symbol).chain(sizes).collect();
-        trace.graph.declare_state(&format!("cache.{which}.{layer}"), Type::f32(dims))
+    let [heads, value_dim] = &values[..] else {
+        return Err(Fault::new(ErrorCode::BadShape, format!("attention: v is {}, not [n, kv, e]", trace.graph.ty(v))));
     };
-    Ok((state("k", keys)?, state("v", values)?))
+    let (heads, value_dim) = (heads.clone(), value_dim.clone());
+    let mut state = |which: &str, size: Dim| {
+        let shape = op::CachedAttention::cache_shape(heads.clone(), size);
+        trace.graph.declare_state(&format!("cache.{which}.{layer}"), Type::f32(shape))
+    };
+    Ok((state("k", Dim::fixed(head_dim))?, state("v", value_dim)?))
 }
 
 /// Dropout keyed by the run's `rng` input; the identity outside training.

@@ -1,10 +1,10 @@
 //! Attention over packed segments, its gradients, and attention over a cache.
 
 use swift_graph::op::{AttentionSpec, CachedAttention};
-use swift_kernels::attention::{self, Gradients, Inputs, MAX_HEAD_DIM, Saved, Spec};
+use swift_graph::{DType, Type};
+use swift_kernels::attention::{self, CacheFormat, Gradients, Inputs, MAX_HEAD_DIM, Outside, PAGE, Saved, Spec, Step};
 
 use super::Kernel;
-use super::gather::check;
 use super::memory::{Memory, Ref};
 use super::prepare::Prepare;
 use crate::{Error, Result};
@@ -126,18 +126,37 @@ pub(super) fn backward(op: &AttentionSpec, p: &mut Prepare<'_, '_>) -> Result<Ke
     Ok(Kernel::AttentionGradient(AttentionGradient { forward, d_o, d_q, d_k, d_v, d_sinks, d_bias }))
 }
 
-/// New tokens are written to the cache at (slot, position), then attend to their slots.
+const _: () = assert!(PAGE as u64 == CachedAttention::PAGE, "graph and kernels agree on pages");
+
+/// How a cache of a type is stored.
+pub(crate) fn cache_format(dtype: DType) -> CacheFormat {
+    match dtype {
+        DType::F16 => CacheFormat::F16,
+        DType::S8 => CacheFormat::Int8,
+        _ => CacheFormat::F32,
+    }
+}
+
+/// Elements of four bytes of a cache `[pages, PAGE, heads, size]`.
+pub(crate) fn cache_words(dtype: DType, shape: &[usize]) -> Option<usize> {
+    let &[pages, page, heads, size] = shape else { return None };
+    (page == PAGE && size <= MAX_HEAD_DIM).then_some(())?;
+    cache_format(dtype).head_words(size).checked_mul(heads)?.checked_mul(pages)
+}
+
+/// New tokens are written to the cache, then attend to their sequences.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CacheAttention {
     spec: Spec,
-    n: usize,
-    slot_count: usize,
-    capacity: usize,
+    format: CacheFormat,
+    columns: usize,
     q: Ref,
     k: Ref,
     v: Ref,
     slots: Ref,
     positions: Ref,
+    table: Ref,
+    sinks: Option<Ref>,
     k_cache: Ref,
     v_cache: Ref,
     o: Ref,
@@ -145,26 +164,45 @@ pub(crate) struct CacheAttention {
 
 impl CacheAttention {
     pub(super) fn run(&self, m: &Memory<'_>) -> Result<()> {
-        let (slots, positions) = (m.i32(self.slots), m.i32(self.positions));
-        check("cached-attention", "cache slot", slots, self.slot_count, false)?;
-        check("cached-attention", "cache position", positions, self.capacity, false)?;
-        let (q, k, v) = (m.f32(self.q), m.f32(self.k), m.f32(self.v));
-        let (k_cache, v_cache, o) = (m.f32_mut(self.k_cache), m.f32_mut(self.v_cache), m.f32_mut(self.o));
-        attention::cached(m.pool, &self.spec, self.n, self.capacity, slots, positions, q, k, v, k_cache, v_cache, o);
-        Ok(())
+        let step = Step {
+            q: m.f32(self.q),
+            k: m.f32(self.k),
+            v: m.f32(self.v),
+            slots: m.i32(self.slots),
+            positions: m.i32(self.positions),
+            table: m.i32(self.table),
+            columns: self.columns,
+            sinks: self.sinks.map(|r| m.f32(r)),
+        };
+        let (k_cache, v_cache, o) = (m.bits_mut(self.k_cache), m.bits_mut(self.v_cache), m.f32_mut(self.o));
+        let done = attention::cached(m.pool, &self.spec, &step, self.format, k_cache, v_cache, o);
+        done.map_err(|Outside { what, value, at, limit }| Error::Index { op: "cached-attention", what, value, at, limit })
     }
 }
 
 pub(super) fn cached(op: &CachedAttention, p: &mut Prepare<'_, '_>) -> Result<Kernel> {
-    let (spec, n) = spec(&op.spec, p)?;
+    let (spec, _) = spec(&op.spec, p)?;
     let g = &p.scope.plan.graph;
-    let cache = g.states()[op.k_cache.index()].ty.shape.eval(p.scope.bindings)?;
-    let values = g.states()[op.v_cache.index()].ty.shape.eval(p.scope.bindings)?;
-    if cache != values || op.k_cache == op.v_cache {
-        return Err(Error::tensor("state", &g.states()[op.v_cache.index()].name, "must be a cache like that of the keys"));
+    let [keys, values] = [op.k_cache, op.v_cache].map(|id| &g.states()[id.index()]);
+    let pages = |ty: &Type| Ok::<_, Error>(ty.shape.eval(p.scope.bindings)?[0]);
+    if pages(&keys.ty)? != pages(&values.ty)? || keys.ty.dtype != values.ty.dtype || op.k_cache == op.v_cache {
+        return Err(Error::tensor("state", &values.name, "must be a cache like that of the keys"));
     }
-    let (q, k, v, slots, positions) = (p.input(0)?, p.input(1)?, p.input(2)?, p.input(3)?, p.input(4)?);
-    let (k_cache, v_cache, o) = (p.state(op.k_cache), p.state(op.v_cache), p.output(0)?);
-    let (slot_count, capacity) = (cache[0], cache[1]);
-    Ok(Kernel::CacheAttention(CacheAttention { spec, n, slot_count, capacity, q, k, v, slots, positions, k_cache, v_cache, o }))
+    let (format, columns) = (cache_format(keys.ty.dtype), p.dims(5)?[1]);
+    let sinks = op.spec.sinks.then(|| p.input(6)).transpose()?;
+    Ok(Kernel::CacheAttention(CacheAttention {
+        spec,
+        format,
+        columns,
+        q: p.input(0)?,
+        k: p.input(1)?,
+        v: p.input(2)?,
+        slots: p.input(3)?,
+        positions: p.input(4)?,
+        table: p.input(5)?,
+        sinks,
+        k_cache: p.state(op.k_cache),
+        v_cache: p.state(op.v_cache),
+        o: p.output(0)?,
+    }))
 }

@@ -1,11 +1,11 @@
 //! A compiled plan: prepares its launches for a binding, binds memory, and runs them in order.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use swift_graph::plan::{Layout, Plan};
-use swift_graph::{Bindings, DType, NodeId, OpRule};
+use swift_graph::{Bindings, DType, NodeId, OpRule, StateId};
 use swift_kernels::format::Format;
 
 use super::elementwise::accumulate;
@@ -25,6 +25,7 @@ const KEPT: usize = 8;
 pub(super) struct CpuExecutable {
     shared: Arc<Shared>,
     plan: Plan,
+    caches: BTreeSet<StateId>,
     tables: Tables,
     /// Constant base of each node that has one.
     constant_of: Vec<Option<u32>>,
@@ -74,7 +75,8 @@ impl CpuExecutable {
             }
         }
         let tables = Tables::new(&plan, constants.len());
-        Ok(CpuExecutable { shared, plan, tables, constant_of, constants, prepared: VecDeque::new(), profile: None })
+        let caches = plan.graph.caches();
+        Ok(CpuExecutable { shared, plan, caches, tables, constant_of, constants, prepared: VecDeque::new(), profile: None })
     }
 
     fn prepare(&self, bindings: &Bindings) -> Result<Prepared> {
@@ -174,11 +176,20 @@ impl CpuExecutable {
             }
             params.push(bytes);
         }
+        let caches = &self.caches;
         for (i, info) in g.states().iter().enumerate() {
             let base = self.tables.states + i;
             if prepared.uses[base].used {
-                store.ensure_state(&info.name, &info.ty.shape.eval(bindings)?)?;
-                bases[base] = store.state_mut(&info.name)?.as_mut_ptr();
+                let shape = info.ty.shape.eval(bindings)?;
+                let buffer = if caches.contains(&StateId(i as u32)) {
+                    store.ensure_cache(&info.name, info.ty.dtype, &shape)?;
+                    store.cache_mut(&info.name)?
+                } else {
+                    store.ensure_state(&info.name, &shape)?;
+                    store.state_mut(&info.name)?
+                };
+                debug_assert_eq!(buffer.bytes(), prepared.lens[base] * 4, "the shape was checked");
+                bases[base] = buffer.as_mut_ptr();
             }
         }
         Ok(())

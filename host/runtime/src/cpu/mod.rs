@@ -37,6 +37,7 @@ use swift_kernels::pool::Pool;
 
 use crate::buffer::Buffer;
 use crate::{Device, DeviceInfo, Error, Executable, Result, Store};
+pub(crate) use attention::cache_words;
 use memory::Memory;
 use prepare::Prepare;
 

@@ -5,6 +5,7 @@
 use swift_graph::plan::{Launch, Layout, Place, Plan};
 use swift_graph::{Bindings, Node, NodeId, OpRule, StateId, Target, Type};
 
+use super::attention::cache_words;
 use super::memory::{Ref, WeightRef, WeightSource};
 use crate::{Error, Result};
 
@@ -72,8 +73,13 @@ impl<'a> Scope<'a> {
             lens.push(input.ty.shape.eval(bindings).map_or(0, |s| s.iter().product()));
         }
         lens.extend(g.params().iter().map(|p| p.shape.iter().product::<u64>() as usize));
-        for state in g.states() {
-            lens.push(state.ty.shape.eval(bindings).map_or(0, |s| s.iter().product()));
+        let caches = g.caches();
+        for (i, state) in g.states().iter().enumerate() {
+            let words = |shape: Vec<usize>| match caches.contains(&StateId(i as u32)) {
+                true => cache_words(state.ty.dtype, &shape).unwrap_or(0),
+                false => shape.iter().product(),
+            };
+            lens.push(state.ty.shape.eval(bindings).map_or(0, words));
         }
         for buffer in &plan.buffers {
             lens.push(buffer.elements.eval(bindings)? as usize);

@@ -381,28 +381,36 @@ fn attention() {
 
 #[test]
 fn attention_over_a_cache() {
-    for spec in attention_specs().into_iter().filter(|s| s.causal && !s.bias && !s.sinks) {
-        let mut c = Case::new();
-        let cache = || -> Vec<Dim> {
-            use swift_graph::SymbolId;
-            vec![Dim::symbol(SymbolId::SLOTS), Dim::symbol(SymbolId::CAPACITY), Dim::fixed(2), Dim::fixed(8)]
-        };
-        let (k_cache, v_cache) = (c.state("cache.k", cache()), c.state("cache.v", cache()));
-        let (q, k, v) = (c.x(rows(&[4, 8])), c.x(rows(&[2, 8])), c.x(rows(&[2, 8])));
-        // Slots 2, 0 and 1 get the tokens 4..20, 0..20 and 19.
-        let place = |i: i32| {
-            if i < 16 {
-                (2, 4 + i)
-            } else if i < 36 {
-                (0, i - 16)
-            } else {
-                (1, 19)
-            }
-        };
-        let slots = c.i(rows(&[]), (0..N as i32).map(|i| place(i).0).collect());
-        let positions = c.i(rows(&[]), (0..N as i32).map(|i| place(i).1).collect());
-        c.all(CachedAttention { spec, k_cache, v_cache }, &[q, k, v, slots, positions]);
-        c.check();
+    for (i, spec) in attention_specs().into_iter().filter(|s| s.causal && !s.bias).enumerate() {
+        for (dtype, tolerance) in [(DType::F32, 3e-5), (DType::F16, 2e-3), (DType::S8, 2e-2)] {
+            let mut c = Case::new();
+            let value_dim = 8 - i as u64;
+            let mut state = |name, size| {
+                let shape = CachedAttention::cache_shape(Dim::fixed(2), Dim::fixed(size));
+                c.g.declare_state(name, Type::f32(shape)).unwrap()
+            };
+            let (k_cache, v_cache) = (state("cache.k", 8), state("cache.v", value_dim));
+            let (q, k, v) = (c.x(rows(&[4, 8])), c.x(rows(&[2, 8])), c.x(rows(&[2, value_dim])));
+            // Sequences 2 and 0 get the tokens 60..76 and 0..20, sequence 1 token 19.
+            let place = |i: i32| {
+                if i < 16 {
+                    (2, 60 + i)
+                } else if i < 36 {
+                    (0, i - 16)
+                } else {
+                    (1, 19)
+                }
+            };
+            let slots = c.i(rows(&[]), (0..N as i32).map(|i| place(i).0).collect());
+            let positions = c.i(rows(&[]), (0..N as i32).map(|i| place(i).1).collect());
+            let pages = c.i(CachedAttention::table().shape, vec![3, -1, 0, -1, 4, 1]);
+            let sinks = spec.sinks.then(|| c.x(dims(&[4])));
+            let inputs: Vec<NodeId> = [q, k, v, slots, positions, pages].into_iter().chain(sinks).collect();
+            c.all(CachedAttention { spec: spec.clone(), k_cache, v_cache }, &inputs);
+            c.g.set_cache_dtype(dtype).unwrap();
+            c.tolerance = tolerance;
+            c.check();
+        }
     }
 }
 

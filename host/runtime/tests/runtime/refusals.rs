@@ -2,7 +2,7 @@
 
 use swift_graph::op::*;
 use swift_graph::plan::plan;
-use swift_graph::{Bindings, Dim, Float, Graph, NodeId, Op, SymbolId, Target};
+use swift_graph::{Bindings, Dim, Float, Graph, NodeId, Op, Target, Type};
 use swift_runtime::{CpuDevice, CpuOptions, Device, Error, Format, HostTensor, Inputs, Isa, Store};
 
 use crate::case::{Case, N, dims, rows};
@@ -84,14 +84,18 @@ fn indices_outside_their_tables_are_errors() {
 
 #[test]
 fn cache_places_are_checked() {
-    for (slot, position, what) in [(3, 0, "cache slot"), (0, 20, "cache position"), (-1, 0, "cache slot")] {
+    for (slot, position, page, what) in
+        [(3, 0, 0, "cache slot"), (0, 128, 0, "cache position"), (-1, 0, 0, "cache slot"), (0, 0, 5, "cache page")]
+    {
         let mut c = Case::new();
-        let cache = || vec![Dim::symbol(SymbolId::SLOTS), Dim::symbol(SymbolId::CAPACITY), Dim::fixed(1), Dim::fixed(4)];
-        let (k_cache, v_cache) = (c.state("k", cache()), c.state("v", cache()));
+        let mut state =
+            |name| c.g.declare_state(name, Type::f32(CachedAttention::cache_shape(Dim::fixed(1), Dim::fixed(4)))).unwrap();
+        let (k_cache, v_cache) = (state("cache.k"), state("cache.v"));
         let q = c.x(rows(&[1, 4]));
         let (slots, positions) = (c.i(rows(&[]), vec![slot; N]), c.i(rows(&[]), vec![position; N]));
+        let pages = c.i(CachedAttention::table().shape, vec![page; 6]);
         let spec = AttentionSpec::causal(1.0);
-        c.all(CachedAttention { spec, k_cache, v_cache }, &[q, q, q, slots, positions]);
+        c.all(CachedAttention { spec, k_cache, v_cache }, &[q, q, q, slots, positions, pages]);
         let error = refused(&c);
         assert!(matches!(error, Error::Index { what: w, .. } if w == what), "{error}");
     }
