@@ -100,36 +100,52 @@ unsafe fn tile_of<const ROWS: usize, const VECS: usize, const MASKED: bool>(t: &
 /// # Safety
 /// See [`Kernels`].
 #[target_feature(enable = "avx2,fma")]
+#[expect(clippy::needless_range_loop, reason = "constant trip counts, unrolled into registers")]
 unsafe fn transpose(t: Transpose) {
     let end = (t.len.max(1) - 1) * t.dst_stride + t.rows;
     for top in (0..t.rows).step_by(LANES) {
         let rows = LANES.min(t.rows - top);
-        for start in (0..t.len).step_by(LANES) {
-            let len = LANES.min(t.len - start);
+        // Whole vectors may spill into padding or into a row yet to be written: masked stores are many times slower.
+        let spills = top + LANES <= t.dst_stride || t.rows <= LANES;
+        let src: [*const f32; LANES] = std::array::from_fn(|r| {
+            // Past the last row it is read again; what it gives is spilled or masked.
+            t.src.wrapping_add((top + r.min(rows - 1)) * t.src_stride)
+        });
+        let mut start = 0;
+        // The last whole vector of a block, if it ends before the destination does.
+        while spills && start + LANES <= t.len && (start + LANES - 1) * t.dst_stride + top + LANES <= end {
             let mut block = [_mm256_setzero_ps(); LANES];
-            for (r, row) in block.iter_mut().enumerate().take(rows) {
-                let src = t.src.wrapping_add((top + r) * t.src_stride + start);
-                // SAFETY: row `top + r` has `len` values from `start`.
-                *row = unsafe { _mm256_maskload_ps(src, mask(len)) };
-            }
-            for (i, column) in transposed(block).into_iter().enumerate().take(len) {
-                let at = (start + i) * t.dst_stride + top;
-                // Whole vectors may spill into padding or into a row yet to be written:
-                // masked stores are many times slower.
-                let spills = top + LANES <= t.dst_stride || t.rows <= LANES;
-                // SAFETY: row `start + i` of the destination has `rows` values from `top`,
-                // and whole vectors stay before its end.
+            for r in 0..LANES {
+                // SAFETY: each row has `LANES` values from `start`; prefetches may miss.
                 unsafe {
-                    if spills && at + LANES <= end {
-                        _mm256_storeu_ps(t.dst.add(at), column);
-                    } else {
-                        _mm256_maskstore_ps(t.dst.add(at), mask(rows), column);
-                    }
+                    _mm_prefetch::<_MM_HINT_T0>(src[r].wrapping_add(start + AHEAD).cast());
+                    block[r] = _mm256_loadu_ps(src[r].add(start));
                 }
             }
+            let columns = transposed(block);
+            for i in 0..LANES {
+                // SAFETY: row `start + i` of the destination has `rows` values from `top`, and whole vectors stay before
+                // its end, by the loop's condition.
+                unsafe { _mm256_storeu_ps(t.dst.add((start + i) * t.dst_stride + top), columns[i]) };
+            }
+            start += LANES;
+        }
+        while start < t.len {
+            let len = LANES.min(t.len - start);
+            // SAFETY: row `top + r` has `len` values from `start`.
+            let block = src.map(|src| unsafe { _mm256_maskload_ps(src.wrapping_add(start), mask(len)) });
+            for (i, column) in transposed(block).into_iter().enumerate().take(len) {
+                let at = (start + i) * t.dst_stride + top;
+                // SAFETY: as above; the mask keeps to the destination's row.
+                unsafe { _mm256_maskstore_ps(t.dst.add(at), mask(rows), column) };
+            }
+            start += LANES;
         }
     }
 }
+
+/// Values that a row is prefetched ahead: the next tile's rows where this one's end.
+const AHEAD: usize = 64;
 
 /// Transposes 8 by 8 values: pairs, then quadruples, then 128-bit lanes.
 #[target_feature(enable = "avx2")]
