@@ -35,8 +35,13 @@ fn main() {
     let pool = &bench.pool;
     println!("{} threads, {}", pool.threads(), pool.isa());
     println!("{:40} {:>9} {:>9} {:>9}", "", "us", "GFLOP/s", "gemm");
+    let peak = multiply_add_peak(pool.threads());
+    report(&format!("peak of FMA, {} threads", pool.threads()), 1.0, peak, None);
     for size in [64, 128, 256, 512, 1024, 2048] {
         bench.product("square", [size, size, size], [false, false]);
+    }
+    for [m, n, k] in [[1024, 49152, 576], [512, 1536, 576], [512, 576, 1536], [1024, 4864, 896]] {
+        bench.product("x W^T", [m, n, k], [false, true]);
     }
     bench.product("nt", [1024, 1536, 576], [false, true]);
     bench.product("nn", [1024, 576, 1536], [false, false]);
@@ -60,6 +65,39 @@ fn main() {
             bench.decode(Format::Q4_1, m, n, k);
         }
     }
+}
+
+/// Operations a second of multiply-adds on registers with 256-bit vectors, all threads together; what AVX2 products cannot
+/// exceed. Zero where the processor has none.
+fn multiply_add_peak(threads: usize) -> f64 {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("fma") {
+        const ROUNDS: usize = 20_000_000;
+        const CHAINS: usize = 12;
+        #[target_feature(enable = "avx2,fma")]
+        fn chains() -> f32 {
+            use std::arch::x86_64::*;
+            let (factor, term) = (_mm256_set1_ps(black_box(1.000_000_1)), _mm256_set1_ps(black_box(1e-9)));
+            let mut sums: [__m256; CHAINS] = std::array::from_fn(|i| _mm256_set1_ps(i as f32));
+            for _ in 0..ROUNDS {
+                for sum in &mut sums {
+                    *sum = _mm256_fmadd_ps(*sum, factor, term);
+                }
+            }
+            sums.into_iter().map(|sum| _mm256_cvtss_f32(sum)).sum()
+        }
+        let seconds = fastest(BUDGET, || {
+            std::thread::scope(|scope| {
+                for _ in 0..threads {
+                    // SAFETY: FMA was detected above, and every such processor has AVX2.
+                    scope.spawn(|| black_box(unsafe { chains() }));
+                }
+            });
+        });
+        return (threads * ROUNDS * CHAINS * 16) as f64 / seconds;
+    }
+    let _ = threads;
+    0.0
 }
 
 fn report(name: &str, seconds: f64, flops: f64, baseline: Option<f64>) {

@@ -112,7 +112,7 @@ unsafe fn transpose(t: Transpose) {
             t.src.wrapping_add((top + r.min(rows - 1)) * t.src_stride)
         });
         let mut start = 0;
-        // The last whole vector of a block, if it ends before the destination does.
+        // Blocks in registers, as long as their whole vectors end before the destination does.
         while spills && start + LANES <= t.len && (start + LANES - 1) * t.dst_stride + top + LANES <= end {
             let mut block = [_mm256_setzero_ps(); LANES];
             for r in 0..LANES {
@@ -144,7 +144,7 @@ unsafe fn transpose(t: Transpose) {
     }
 }
 
-/// Values that a row is prefetched ahead: the next tile's rows where this one's end.
+/// Values that a row is prefetched ahead, which the hardware does not do across pages.
 const AHEAD: usize = 64;
 
 /// Transposes 8 by 8 values: pairs, then quadruples, then 128-bit lanes.
