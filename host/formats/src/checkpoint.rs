@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::gguf::llama::{self, HeadCounts};
+use crate::Format;
+use crate::gguf::architecture::Architecture;
+use crate::gguf::llama::HeadCounts;
 use crate::json::{MAX_CONFIG_BYTES, read_json};
 use crate::{FormatError, Generation, Gguf, Result, SafetensorsFile, TensorView, float8, gguf};
 
@@ -41,7 +43,7 @@ pub struct Checkpoint {
 
 #[derive(Debug)]
 enum Source {
-    Gguf { file: Box<Gguf>, heads: HeadCounts },
+    Gguf { file: Box<Gguf>, architecture: &'static Architecture, heads: HeadCounts },
     Folder { shards: Vec<SafetensorsFile>, owner: HashMap<String, usize> },
 }
 
@@ -82,20 +84,12 @@ impl Checkpoint {
     /// A model in a GGUF file that is already open, for example one embedded in a program.
     pub fn from_gguf(file: Gguf) -> Result<Self> {
         let path = file.path();
-        let architecture = file
-            .get_str("general.architecture")
-            .ok_or_else(|| FormatError::invalid(path, "metadata `general.architecture` is missing"))?;
-        if architecture != "llama" {
-            let reason = format!(
-                "GGUF architecture `{architecture}`; only `llama` is read from GGUF, use the model's Hugging Face folder"
-            );
-            return Err(FormatError::unsupported(path, reason));
-        }
-        let config = llama::config(&file)?;
+        let architecture = Architecture::of(&file)?;
+        let config = architecture.config(&file)?;
         let heads = HeadCounts::of(&config).expect("the synthesised configuration has head counts");
-        let names = file.tensors().iter().filter_map(|tensor| llama::hf_name(&tensor.name)).collect();
+        let names = file.tensors().iter().filter_map(|tensor| architecture.hf_name(&tensor.name)).collect();
         let path = path.to_owned();
-        Ok(Self { path, config, names, source: Source::Gguf { file: Box::new(file), heads } })
+        Ok(Self { path, config, names, source: Source::Gguf { file: Box::new(file), architecture, heads } })
     }
 
     /// A folder with a `config.json` and perhaps no weights yet: what pretraining from scratch starts from.
@@ -206,7 +200,9 @@ impl Checkpoint {
     /// Whether there is a tensor of that name.
     pub fn contains(&self, name: &str) -> bool {
         match &self.source {
-            Source::Gguf { file, .. } => llama::gguf_name(name).is_some_and(|name| file.tensor(&name).is_some()),
+            Source::Gguf { file, architecture, .. } => {
+                architecture.gguf_name(name).is_some_and(|name| file.tensor(&name).is_some())
+            }
             Source::Folder { owner, .. } => in_folder(owner, name).is_some(),
         }
     }
@@ -222,8 +218,9 @@ impl Checkpoint {
                     None => shards[shard].tensor(name),
                 }
             }
-            Source::Gguf { file, heads } => {
-                let info = llama::gguf_name(name)
+            Source::Gguf { file, architecture, heads } => {
+                let info = architecture
+                    .gguf_name(name)
                     .and_then(|name| file.tensor(&name))
                     .ok_or_else(|| FormatError::missing(&self.path, name))?;
                 let format = info.kind.format().ok_or_else(|| {
@@ -232,7 +229,13 @@ impl Checkpoint {
                     FormatError::unsupported(&self.path, reason)
                 })?;
                 let shape = info.shape();
-                let data: Cow<'_, [u8]> = heads.unpermute(&self.path, name, shape[0], file.bytes(info))?;
+                let stored = file.bytes(info);
+                if !architecture.paired_rows {
+                    let view = TensorView { format, shape, data: Cow::Borrowed(stored) };
+                    let shifted = architecture.norms_plus_one && name.ends_with("norm.weight");
+                    return Ok(if shifted { minus_one(&view) } else { view });
+                }
+                let data: Cow<'_, [u8]> = heads.unpermute(&self.path, name, shape[0], stored)?;
                 Ok(TensorView { format, shape, data })
             }
         }
@@ -272,6 +275,12 @@ impl Checkpoint {
         let data: Vec<u8> = parts.iter().flat_map(|part| part.data.iter().copied()).collect();
         Ok(TensorView { format: first.format, shape, data: Cow::Owned(data) })
     }
+}
+
+/// A norm's weight without the 1 that was added to it.
+fn minus_one(view: &TensorView<'_>) -> TensorView<'static> {
+    let data = view.to_f32().iter().flat_map(|w| (w - 1.0).to_le_bytes()).collect();
+    TensorView { format: Format::F32, shape: view.shape.clone(), data: Cow::Owned(data) }
 }
 
 /// The tensor's name in the files and its shard. The bare model of a family (`GPT2Model`, `BertModel`) is saved without the first part of

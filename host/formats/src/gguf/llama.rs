@@ -9,23 +9,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json, json};
 
+use super::architecture::LLAMA;
 use super::{Gguf, TensorSource, Value};
 use crate::{FormatError, NamedTensor, Result};
 
-/// Parts of a block: GGUF name, Hugging Face name.
-const BLOCK_PARTS: [(&str, &str); 9] = [
-    ("attn_norm", "input_layernorm"),
-    ("attn_q", "self_attn.q_proj"),
-    ("attn_k", "self_attn.k_proj"),
-    ("attn_v", "self_attn.v_proj"),
-    ("attn_output", "self_attn.o_proj"),
-    ("ffn_norm", "post_attention_layernorm"),
-    ("ffn_gate", "mlp.gate_proj"),
-    ("ffn_up", "mlp.up_proj"),
-    ("ffn_down", "mlp.down_proj"),
-];
-/// Tensors outside of blocks.
-const TOP_PARTS: [(&str, &str); 3] = [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 /// Per-frequency divisors of the Llama 3 rotary embedding; described by the configuration, not a weight.
 const ROPE_FACTORS: &str = "rope_freqs.weight";
 
@@ -34,36 +21,6 @@ const ROPE_FACTORS: &str = "rope_freqs.weight";
 enum Heads {
     Query,
     Key,
-}
-
-/// The Hugging Face name of a GGUF tensor; `None` for what is no weight of this architecture.
-pub fn hf_name(name: &str) -> Option<String> {
-    let (stem, suffix) = name.rsplit_once('.')?;
-    if !matches!(suffix, "weight" | "bias") {
-        return None;
-    }
-    if let Some((_, part)) = TOP_PARTS.iter().find(|(gguf, _)| *gguf == stem) {
-        return Some(format!("{part}.{suffix}"));
-    }
-    let (layer, part) = stem.strip_prefix("blk.")?.split_once('.')?;
-    let layer: u32 = layer.parse().ok()?;
-    let (_, part) = BLOCK_PARTS.iter().find(|(gguf, _)| *gguf == part)?;
-    Some(format!("model.layers.{layer}.{part}.{suffix}"))
-}
-
-/// The GGUF name of a Hugging Face tensor.
-pub fn gguf_name(name: &str) -> Option<String> {
-    let (stem, suffix) = name.rsplit_once('.')?;
-    if !matches!(suffix, "weight" | "bias") {
-        return None;
-    }
-    if let Some((part, _)) = TOP_PARTS.iter().find(|(_, hf)| *hf == stem) {
-        return Some(format!("{part}.{suffix}"));
-    }
-    let (layer, part) = stem.strip_prefix("model.layers.")?.split_once('.')?;
-    let layer: u32 = layer.parse().ok()?;
-    let (part, _) = BLOCK_PARTS.iter().find(|(_, hf)| *hf == part)?;
-    Some(format!("blk.{layer}.{part}.{suffix}"))
 }
 
 fn permuted_heads(hf_name: &str) -> Option<Heads> {
@@ -187,7 +144,7 @@ pub fn config(gguf: &Gguf) -> Result<Json> {
     set("head_dim", json!(head_dim));
     set("rms_norm_eps", json!(eps));
     set("rope_theta", json!(theta));
-    set("rope_parameters", rope_parameters(gguf, theta, head_dim)?);
+    set("rope_parameters", rope_parameters(gguf, "llama", theta, head_dim)?);
     set("vocab_size", json!(vocab));
     set("max_position_embeddings", json!(context));
     set("attention_bias", json!(gguf.tensor("blk.0.attn_q.bias").is_some()));
@@ -202,15 +159,15 @@ pub fn config(gguf: &Gguf) -> Result<Json> {
 }
 
 /// A finite positive float.
-fn float(gguf: &Gguf, key: &str) -> Option<f64> {
+pub(super) fn float(gguf: &Gguf, key: &str) -> Option<f64> {
     gguf.get(key)?.as_f64().filter(|value| value.is_finite() && *value > 0.0)
 }
 
-fn rope_parameters(gguf: &Gguf, theta: f64, head_dim: u64) -> Result<Json> {
+pub(super) fn rope_parameters(gguf: &Gguf, architecture: &str, theta: f64, head_dim: u64) -> Result<Json> {
     let path = gguf.path();
-    let scaling = gguf.get_str("llama.rope.scaling.type").unwrap_or("none");
-    let factor = float(gguf, "llama.rope.scaling.factor");
-    let original = gguf.get("llama.rope.scaling.original_context_length").and_then(Value::as_u64);
+    let scaling = gguf.get_str(&format!("{architecture}.rope.scaling.type")).unwrap_or("none");
+    let factor = float(gguf, &format!("{architecture}.rope.scaling.factor"));
+    let original = gguf.get(&format!("{architecture}.rope.scaling.original_context_length")).and_then(Value::as_u64);
     if let Some(tensor) = gguf.tensor(ROPE_FACTORS) {
         let stored: Vec<f32> = match tensor.kind.format() {
             Some(crate::Format::F32) => {
@@ -222,7 +179,8 @@ fn rope_parameters(gguf: &Gguf, theta: f64, head_dim: u64) -> Result<Json> {
             FormatError::unsupported(path, format!("`{ROPE_FACTORS}` holds other frequency factors than Llama 3's"))
         });
     }
-    let needs_factor = || factor.ok_or_else(|| FormatError::invalid(path, "`llama.rope.scaling.factor` is missing"));
+    let needs_factor =
+        || factor.ok_or_else(|| FormatError::invalid(path, format!("`{architecture}.rope.scaling.factor` is missing")));
     match scaling {
         "none" => Ok(json!({ "rope_type": "default", "rope_theta": theta })),
         "linear" => Ok(json!({ "rope_type": "linear", "rope_theta": theta, "factor": needs_factor()? })),
@@ -293,7 +251,8 @@ pub fn write(path: &Path, config: &Json, tensors: &[NamedTensor<'_>], extra: &[(
         if tied && name == "lm_head.weight" {
             continue;
         }
-        let target = gguf_name(name)
+        let target = LLAMA
+            .gguf_name(name)
             .ok_or_else(|| FormatError::refused(path, format!("`{name}` is no tensor of the llama architecture")))?;
         let rows = view.shape.first().copied().unwrap_or(0);
         let data = heads.reorder(path, name, rows, &view.data, Order::ToGguf)?;
@@ -373,16 +332,6 @@ fn metadata(path: &Path, config: &Json) -> Result<Vec<(String, Value)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_map_both_ways() {
-        for name in ["model.embed_tokens.weight", "model.layers.17.self_attn.q_proj.bias", "lm_head.weight"] {
-            assert_eq!(hf_name(&gguf_name(name).unwrap()).unwrap(), name);
-        }
-        for bad in ["blk.x.attn_q.weight", "blk.1.attn_z.weight", "output", "blk..attn_q.weight", ""] {
-            assert_eq!(hf_name(bad), None, "{bad}");
-        }
-    }
 
     #[test]
     fn rows_return_to_their_place() {

@@ -10,6 +10,7 @@
 //!
 //! Dimensions are stored innermost first, the reverse of Hugging Face order. Specification: `docs/gguf.md` of ggml.
 
+pub(crate) mod architecture;
 pub mod llama;
 mod read;
 mod split;
