@@ -39,6 +39,9 @@ pub trait Executable: Send {
     /// Effects of the launches before the failing one have happened.
     fn run(&mut self, store: &mut Store, bindings: &Bindings, inputs: &Inputs) -> Result<Outputs>;
 
+    /// Chooses the arithmetic of products with frozen quantized weights, from the next run on; [`Precision::Exact`] until then.
+    fn set_precision(&mut self, precision: Precision);
+
     /// Bytes of arena that a run with these bindings needs, without running. Weights and states are [`Store::bytes`].
     ///
     /// # Errors
@@ -50,6 +53,24 @@ pub trait Executable: Send {
 
     /// What was measured; `None` when profiling is off.
     fn profile(&self) -> Option<&Profile>;
+}
+
+/// Arithmetic of `x Wᵀ` where `W` is a frozen weight in a quantized format.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// That of the decoded weight in f32: what training and evaluation use.
+    #[default]
+    Exact,
+    /// Activations rounded to 8 bits within each 32 of a row, products in whole numbers: several times faster on many rows, and on one row
+    /// bound by reading the weight. A row's result does not depend on the other rows of the batch. Error:
+    /// [`swift_kernels::linear::int8`].
+    ///
+    /// Weights are repacked by the first run that uses them and stay so in the store ([`crate::StoreBytes::panels`]), beside their bytes
+    /// (which a mapped file may drop from memory again). Activations that several layers read one after the other, such as queries,
+    /// keys and values, are rounded once. Gradients and formats that are not whole numbers times a scale stay exact.
+    ///
+    /// For generation: `let mut step = device.compile(plan)?; step.set_precision(Precision::Int8);`
+    Int8,
 }
 
 /// A device, for people.

@@ -20,7 +20,7 @@ mod store;
 mod tensor;
 
 pub use cpu::{CpuDevice, CpuOptions};
-pub use device::{Device, DeviceInfo, Executable, Inputs, Outputs};
+pub use device::{Device, DeviceInfo, Executable, Inputs, Outputs, Precision};
 pub use error::{Error, Result};
 pub use profile::{Profile, ProfileRow};
 pub use random::Distribution;

@@ -6,9 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use swift_graph::DType;
+use swift_kernels::format::Weight;
+use swift_kernels::linear::int8;
+use swift_kernels::pool::Pool;
 use swift_kernels::quant;
 
 use crate::buffer::Buffer;
@@ -93,6 +96,8 @@ pub struct StoreBytes {
     pub shared: usize,
     /// Weights in memory of their own: trainable, or converted on insertion.
     pub owned: usize,
+    /// Weights repacked for [`crate::Precision::Int8`], beside their bytes.
+    pub panels: usize,
     /// States and caches.
     pub states: usize,
 }
@@ -100,13 +105,13 @@ pub struct StoreBytes {
 impl StoreBytes {
     /// All of them.
     pub fn total(&self) -> usize {
-        self.shared + self.owned + self.states
+        self.shared + self.owned + self.panels + self.states
     }
 }
 
 pub(crate) enum Storage {
-    /// Blocks of a format; F32 only if aligned to four bytes.
-    Shared(Format, Bytes),
+    /// Blocks of a format; F32 only if aligned to four bytes. Panels are made when first asked for, once for all that share the bytes.
+    Shared(Format, Bytes, Arc<OnceLock<Buffer>>),
     /// f32.
     Owned(Buffer),
 }
@@ -124,7 +129,7 @@ impl Tensor {
     fn to_floats(&self) -> Vec<f32> {
         match &self.storage {
             Storage::Owned(buffer) => buffer.floats().to_vec(),
-            Storage::Shared(format, bytes) => {
+            Storage::Shared(format, bytes, _) => {
                 let mut out = vec![0.0; self.shape.iter().product()];
                 quant::dequantize(*format, bytes.as_slice(), &mut out);
                 out
@@ -138,6 +143,31 @@ struct Cache {
     dtype: DType,
     shape: Vec<usize>,
     buffer: Buffer,
+}
+
+impl Tensor {
+    pub(crate) fn format(&self) -> Format {
+        match &self.storage {
+            Storage::Shared(format, ..) => *format,
+            Storage::Owned(_) => Format::F32,
+        }
+    }
+
+    /// A frozen matrix in panels for integer products, repacked on the first call; `None` if it has none.
+    pub(crate) fn panels(&self, pool: &Pool) -> Result<Option<&Buffer>> {
+        let (Storage::Shared(format, bytes, panels), &[rows, cols]) = (&self.storage, self.shape.as_slice()) else {
+            return Ok(None);
+        };
+        if panels.get().is_none() {
+            let Some(len) = int8::repacked_bytes(*format, rows, cols) else { return Ok(None) };
+            let mut buffer = Buffer::zeroed(len, "a repacked weight")?;
+            let weight = Weight { format: *format, rows, cols, data: bytes.as_slice() };
+            int8::repack(pool, &weight, &mut buffer.bytes_mut()[..len]);
+            // Another store may have been faster, with the same result.
+            let _ = panels.set(buffer);
+        }
+        Ok(panels.get())
+    }
 }
 
 enum Entry {
@@ -176,7 +206,7 @@ impl Store {
         }
         let aligned = bytes.as_slice().as_ptr().cast::<f32>().is_aligned() && cfg!(target_endian = "little");
         let keep = shape.len() > 1 && (format != Format::F32 || aligned);
-        let mut tensor = Tensor { shape, storage: Storage::Shared(format, bytes) };
+        let mut tensor = Tensor { shape, storage: Storage::Shared(format, bytes, Arc::default()) };
         if !keep {
             tensor = Tensor::owned(tensor.shape.clone(), &tensor.to_floats(), "a weight")?;
         }
@@ -217,7 +247,7 @@ impl Store {
     pub fn share_weight(&mut self, name: &str, from: &Store) -> Result<()> {
         let tensor = from.weight(name)?;
         let storage = match &tensor.storage {
-            Storage::Shared(format, bytes) => Storage::Shared(*format, bytes.clone()),
+            Storage::Shared(format, bytes, panels) => Storage::Shared(*format, bytes.clone(), Arc::clone(panels)),
             Storage::Owned(buffer) => Storage::Owned(Buffer::of(buffer.floats(), "a weight")?),
         };
         self.weights.insert(name.to_string(), Entry::Tensor(Tensor { shape: tensor.shape.clone(), storage }));
@@ -254,11 +284,7 @@ impl Store {
     /// When it does not exist.
     pub fn weight_info(&self, name: &str) -> Result<(&[usize], Format)> {
         let tensor = self.weight(name)?;
-        let format = match &tensor.storage {
-            Storage::Shared(format, _) => *format,
-            Storage::Owned(_) => Format::F32,
-        };
-        Ok((&tensor.shape, format))
+        Ok((&tensor.shape, tensor.format()))
     }
 
     /// Whether a weight exists and is stored as f32, so that reading it is no work: what [`swift_graph::plan::plan`] asks.
@@ -416,7 +442,10 @@ impl Store {
         let mut bytes = StoreBytes::default();
         for entry in self.weights.values() {
             match entry {
-                Entry::Tensor(Tensor { storage: Storage::Shared(_, b), .. }) => bytes.shared += b.range.len(),
+                Entry::Tensor(Tensor { storage: Storage::Shared(_, b, panels), .. }) => {
+                    bytes.shared += b.range.len();
+                    bytes.panels += panels.get().map_or(0, Buffer::bytes);
+                }
                 Entry::Tensor(Tensor { storage: Storage::Owned(b), .. }) => bytes.owned += b.bytes(),
                 Entry::Alias(_) => {}
             }
@@ -493,7 +522,7 @@ mod tests {
         assert_eq!(store.weight_info("m").unwrap(), (&[2usize, 32][..], Format::Q8_0));
         assert_eq!(store.weight_info("v").unwrap().1, Format::F32);
         assert_eq!(store.read_f32("m").unwrap().floats().unwrap(), store.read_f32("v").unwrap().floats().unwrap());
-        assert_eq!(store.bytes(), StoreBytes { shared: 68, owned: 256, states: 0 });
+        assert_eq!(store.bytes(), StoreBytes { shared: 68, owned: 256, ..StoreBytes::default() });
         let mut other = Store::new();
         other.share_weight("m", &store).unwrap();
         assert_eq!(other.bytes().shared, 68);

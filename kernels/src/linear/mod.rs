@@ -25,6 +25,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub mod grouped;
+pub mod int8;
 mod scalar;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,6 @@
 //! A compiled plan: prepares its launches for a binding, binds memory, and runs them in order.
 
+use std::cell::Cell;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
@@ -7,16 +8,17 @@ use std::time::Instant;
 use swift_graph::plan::{Layout, Plan};
 use swift_graph::{Bindings, DType, NodeId, OpRule, StateId};
 use swift_kernels::format::Format;
+use swift_kernels::linear::int8;
 
 use super::elementwise::accumulate;
 use super::identity::Move;
 use super::leaf::{Constant, constant};
-use super::memory::{Memory, ParamBytes, Ref};
+use super::memory::{Memory, PanelBytes, ParamBytes, Ref, Rounded};
 use super::prepare::{Operands, Prepare, Scope, Tables, Use, verify};
 use super::{Kernel, Shared, prepare_launch};
 use crate::buffer::Buffer;
 use crate::store::Storage;
-use crate::{Error, Executable, HostTensor, Inputs, Outputs, Profile, Result, Store};
+use crate::{Error, Executable, HostTensor, Inputs, Outputs, Precision, Profile, Result, Store};
 
 /// Bindings whose launches are kept. Training sees a handful of batch lengths between repeats, decoding one.
 const KEPT: usize = 8;
@@ -33,6 +35,7 @@ pub(super) struct CpuExecutable {
     /// Most recent first.
     prepared: VecDeque<(Bindings, Prepared)>,
     profile: Option<Profile>,
+    precision: Precision,
 }
 
 /// A call, and what it costs.
@@ -57,9 +60,23 @@ struct Output {
 struct Prepared {
     steps: Vec<Step>,
     layout: Layout,
+    /// Words past the layout for activations in 8 bits.
+    rounded_words: usize,
     uses: Vec<Use>,
     lens: Vec<usize>,
     outputs: Vec<Output>,
+}
+
+impl Prepared {
+    /// Where activations in 8 bits begin: at a cache line, past the layout.
+    fn rounded_at(&self) -> usize {
+        self.layout.bytes.next_multiple_of(64)
+    }
+
+    /// Bytes of arena.
+    fn bytes(&self) -> usize {
+        if self.rounded_words == 0 { self.layout.bytes } else { self.rounded_at() + 4 * self.rounded_words }
+    }
 }
 
 impl CpuExecutable {
@@ -76,13 +93,14 @@ impl CpuExecutable {
         }
         let tables = Tables::new(&plan, constants.len());
         let caches = plan.graph.caches();
-        Ok(CpuExecutable { shared, plan, caches, tables, constant_of, constants, prepared: VecDeque::new(), profile: None })
+        let (prepared, precision) = (VecDeque::new(), Precision::default());
+        Ok(CpuExecutable { shared, plan, caches, tables, constant_of, constants, prepared, profile: None, precision })
     }
 
     fn prepare(&self, bindings: &Bindings) -> Result<Prepared> {
         let plan = &self.plan;
         let lens = self.constants.iter().map(Constant::len);
-        let mut scope = Scope::new(plan, bindings, self.tables, &self.constant_of, lens)?;
+        let mut scope = Scope::new(plan, bindings, self.tables, &self.constant_of, lens, self.precision)?;
         let mut steps = Vec::with_capacity(plan.launches.len());
         let mut operands: Vec<Operands> = Vec::with_capacity(plan.launches.len());
         let mut at = vec![u32::MAX; plan.graph.len()];
@@ -106,7 +124,7 @@ impl CpuExecutable {
             let (value, dims) = (scope.value(*node)?, scope.dims(*node)?);
             outputs.push(Output { name: name.clone(), value, dims, int: plan.graph.ty(*node).dtype.is_int() });
         }
-        Ok(Prepared { steps, layout, uses: scope.uses, lens: scope.lens, outputs })
+        Ok(Prepared { steps, layout, rounded_words: scope.rounded_words, uses: scope.uses, lens: scope.lens, outputs })
     }
 
     /// Checks and binds the inputs that the plan uses.
@@ -147,30 +165,37 @@ impl CpuExecutable {
         for (i, info) in g.params().iter().enumerate() {
             let base = self.tables.params + i;
             let uses = prepared.uses[base];
-            let mut bytes = ParamBytes { format: Format::F32, data: std::ptr::null(), bytes: 0 };
+            let mut bytes = ParamBytes { format: Format::F32, data: std::ptr::null(), bytes: 0, panels: None };
             if uses.used {
                 let tensor = store.weight_mut(&info.name)?;
                 if !tensor.shape.iter().map(|&d| d as u64).eq(info.shape.iter().copied()) {
                     let message = format!("has shape {:?}, the graph takes {:?}", tensor.shape, info.shape);
                     return Err(Error::tensor("weight", &info.name, message));
                 }
+                if uses.panels
+                    && let Some(panels) = tensor.panels(&self.shared.pool)?
+                {
+                    let (rows, cols) = (tensor.shape[0], tensor.shape[1]);
+                    let len = int8::repacked_bytes(tensor.format(), rows, cols).expect("it was repacked");
+                    bytes.panels = Some(PanelBytes { rows, cols, data: panels.as_ptr(), bytes: len });
+                }
                 match &mut tensor.storage {
                     Storage::Owned(buffer) => {
                         bases[base] = buffer.as_mut_ptr();
-                        bytes = ParamBytes { format: Format::F32, data: buffer.as_ptr(), bytes: buffer.bytes() };
+                        bytes = ParamBytes { data: buffer.as_ptr(), bytes: buffer.bytes(), ..bytes };
                     }
-                    Storage::Shared(format, _) if uses.written => {
+                    Storage::Shared(format, ..) if uses.written => {
                         let message = format!("is frozen ({format:?}) and would be written; make it trainable first");
                         return Err(Error::tensor("weight", &info.name, message));
                     }
-                    Storage::Shared(format, _) if uses.plain && *format != Format::F32 => {
+                    Storage::Shared(format, ..) if uses.plain && *format != Format::F32 => {
                         return Err(Error::tensor("weight", &info.name, format!("is {format:?} where the plan reads f32")));
                     }
-                    Storage::Shared(format, data) => {
+                    Storage::Shared(format, data, _) => {
                         let data = data.as_slice();
                         // Never written: `written` was refused above.
                         bases[base] = data.as_ptr().cast_mut();
-                        bytes = ParamBytes { format: *format, data: data.as_ptr(), bytes: data.len() };
+                        bytes = ParamBytes { format: *format, data: data.as_ptr(), bytes: data.len(), ..bytes };
                     }
                 }
             }
@@ -243,17 +268,19 @@ impl Executable for CpuExecutable {
         self.bind_inputs(prepared, bindings, inputs, &mut bases)?;
         self.bind_store(prepared, bindings, store, &mut bases, &mut params)?;
         let mut arena = self.shared.arena.lock().unwrap_or_else(PoisonError::into_inner);
-        if arena.bytes() < prepared.layout.bytes {
+        if arena.bytes() < prepared.bytes() {
             // Nothing survives a run in the arena, so the old one goes first.
             *arena = Buffer::zeroed(0, "the arena")?;
-            *arena = Buffer::zeroed(prepared.layout.bytes, "the arena")?;
+            *arena = Buffer::zeroed(prepared.bytes(), "the arena")?;
         }
         let start = arena.as_mut_ptr();
         let offsets = prepared.layout.offsets.iter().chain(&prepared.layout.scratch);
         for (base, &offset) in bases[self.tables.buffers..].iter_mut().zip(offsets) {
             *base = start.wrapping_add(offset);
         }
-        let memory = Memory { pool: &self.shared.pool, bases: &bases, params: &params };
+        let words = start.wrapping_add(prepared.rounded_at()).cast();
+        let rounded = Rounded { words, len: prepared.rounded_words, held: Cell::new(None) };
+        let memory = Memory { pool: &self.shared.pool, bases: &bases, params: &params, rounded };
         match &mut self.profile {
             None => prepared.steps.iter().try_for_each(|step| step.kernel.run(&memory))?,
             Some(profile) => {
@@ -277,10 +304,17 @@ impl Executable for CpuExecutable {
         Ok(outputs)
     }
 
+    fn set_precision(&mut self, precision: Precision) {
+        if precision != self.precision {
+            self.precision = precision;
+            self.prepared.clear();
+        }
+    }
+
     fn peak_bytes(&self, bindings: &Bindings) -> Result<usize> {
         match self.prepared.iter().find(|(b, _)| b == bindings) {
-            Some((_, prepared)) => Ok(prepared.layout.bytes),
-            None => Ok(self.prepare(bindings)?.layout.bytes),
+            Some((_, prepared)) => Ok(prepared.bytes()),
+            None => Ok(self.prepare(bindings)?.bytes()),
         }
     }
 

@@ -3,7 +3,7 @@
 
 use swift_graph::op::{Linear as LinearOp, LinearDw, LinearDx};
 use swift_kernels::gemm::{MatRef, gemm};
-use swift_kernels::linear;
+use swift_kernels::linear::{self, int8};
 
 use super::Kernel;
 use super::identity::copy;
@@ -22,6 +22,14 @@ pub(crate) struct Linear {
     bias: Option<Ref>,
     addend: Option<Ref>,
     out: Ref,
+    int8: Option<Rounding>,
+}
+
+/// Of a launch that rounds its activations if its weight is in panels.
+#[derive(Clone, Copy, Debug)]
+struct Rounding {
+    /// The launch before that could have done so read the same activations, and nothing wrote to them since.
+    repeats: bool,
 }
 
 impl Linear {
@@ -32,6 +40,16 @@ impl Linear {
                 copy(m, addend, self.out);
             }
             beta = 1.0;
+        }
+        if let Some(rounding) = self.int8 {
+            if !rounding.repeats {
+                m.forget_rounded();
+            }
+            if let Some(panels) = m.panels(&self.weight) {
+                let (x, bias) = (m.rounded(self.m, panels.cols, self.x), self.bias.map(|b| m.f32(b)));
+                int8::linear_int8(m.pool, self.m, self.alpha, x, &panels, bias, m.f32_mut(self.out), beta);
+                return Ok(());
+            }
         }
         let (weight, x, out) = (m.weight(&self.weight), m.f32(self.x), m.f32_mut(self.out));
         if self.backward {
@@ -52,7 +70,8 @@ fn prepare(p: &mut Prepare<'_, '_>, alpha: f64, backward: bool, bias: bool, adde
     }
     let bias = if bias { Some(p.input(2)?) } else { None };
     let addend = if addend { Some(p.input_in_place(p.node.inputs.len() - 1)?) } else { None };
-    Ok(Kernel::Linear(Linear { backward, m, alpha: alpha as f32, x, weight, bias, addend, out: p.output(0)? }))
+    let int8 = if backward { None } else { p.rounding(m, x, &weight).map(|repeats| Rounding { repeats }) };
+    Ok(Kernel::Linear(Linear { backward, m, alpha: alpha as f32, x, weight, bias, addend, out: p.output(0)?, int8 }))
 }
 
 pub(super) fn forward(op: &LinearOp, p: &mut Prepare<'_, '_>) -> Result<Kernel> {

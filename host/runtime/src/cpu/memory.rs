@@ -8,8 +8,11 @@
 //! inputs, unless the kernel said that it works in place, and then both start at the same byte; only arena buffers, scratch, states
 //! and owned f32 parameters are written. Launches run one after the other, and slices do not outlive theirs.
 
+use std::cell::Cell;
+
 use swift_kernels::elementwise::OperandPtr;
 use swift_kernels::format::{Format, Weight};
+use swift_kernels::linear::int8::{self, Panels};
 use swift_kernels::pool::Pool;
 
 /// `len` elements of four bytes in a base.
@@ -45,6 +48,25 @@ pub(super) struct ParamBytes {
     pub(super) format: Format,
     pub(super) data: *const u8,
     pub(super) bytes: usize,
+    /// The same weight in panels, if the run uses them.
+    pub(super) panels: Option<PanelBytes>,
+}
+
+/// A parameter in panels.
+#[derive(Clone, Copy)]
+pub(super) struct PanelBytes {
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) data: *const u8,
+    pub(super) bytes: usize,
+}
+
+/// Room for activations in 8 bits, and whose they are.
+pub(super) struct Rounded {
+    /// Aligned to four bytes; past the arena's buffers.
+    pub(super) words: *mut u32,
+    pub(super) len: usize,
+    pub(super) held: Cell<Option<Ref>>,
 }
 
 /// What launches run on.
@@ -53,6 +75,7 @@ pub(crate) struct Memory<'a> {
     pub(crate) pool: &'a Pool,
     pub(super) bases: &'a [*mut u8],
     pub(super) params: &'a [ParamBytes],
+    pub(super) rounded: Rounded,
 }
 
 impl Memory<'_> {
@@ -113,6 +136,36 @@ impl Memory<'_> {
     /// The output of a kernel that takes pointers.
     pub(super) fn ptr(&self, r: Ref) -> *mut f32 {
         self.at(r)
+    }
+
+    /// A weight in panels, where the run uses them.
+    pub(crate) fn panels(&self, w: &WeightRef) -> Option<Panels<'_>> {
+        let WeightSource::Param(p) = w.source else { return None };
+        let p = self.params[p as usize];
+        // The parameter may be taken in another shape than it was repacked in.
+        let panels = p.panels.filter(|panels| (panels.rows, panels.cols) == (w.rows, w.cols))?;
+        // SAFETY: bytes of the store, which is borrowed for the run, and never written.
+        let data = unsafe { std::slice::from_raw_parts(panels.data, panels.bytes) };
+        Some(Panels { format: p.format, rows: w.rows, cols: w.cols, data })
+    }
+
+    /// Forgets the rounded activations: the next launch reads others, or the same place with other values.
+    pub(crate) fn forget_rounded(&self) {
+        self.rounded.held.set(None);
+    }
+
+    /// `x`, `[m, k]`, rounded to 8 bits, unless the last call already did.
+    pub(crate) fn rounded(&self, m: usize, k: usize, x: Ref) -> &[u32] {
+        let len = int8::quantized_words(m, k);
+        assert!(len <= self.rounded.len, "room for the largest activations was prepared");
+        if self.rounded.held.get() != Some(x) {
+            // SAFETY: `len` words past all buffers, by the check; slices of earlier launches are gone.
+            let words = unsafe { std::slice::from_raw_parts_mut(self.rounded.words, len) };
+            int8::quantize_rows(self.pool, m, k, self.f32(x), words);
+            self.rounded.held.set(Some(x));
+        }
+        // SAFETY: as above, and written now.
+        unsafe { std::slice::from_raw_parts(self.rounded.words, len) }
     }
 
     pub(crate) fn weight(&self, w: &WeightRef) -> Weight<'_> {

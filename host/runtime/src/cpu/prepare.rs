@@ -5,9 +5,11 @@
 use swift_graph::plan::{Launch, Layout, Place, Plan};
 use swift_graph::{Bindings, Node, NodeId, OpRule, StateId, Target, Type};
 
+use swift_kernels::linear::int8;
+
 use super::attention::cache_words;
 use super::memory::{Ref, WeightRef, WeightSource};
-use crate::{Error, Result};
+use crate::{Error, Precision, Result};
 
 /// Buffers and scratch parts start at whole cache lines.
 const LINE: usize = 16;
@@ -44,6 +46,8 @@ pub(super) struct Use {
     pub(super) plain: bool,
     /// It is written.
     pub(super) written: bool,
+    /// As a weight that may be in panels.
+    pub(super) panels: bool,
 }
 
 /// What all launches of one binding share while they are prepared.
@@ -56,6 +60,11 @@ pub(super) struct Scope<'a> {
     /// Elements of each base; scratch grows while its launch is prepared.
     pub(super) lens: Vec<usize>,
     pub(super) uses: Vec<Use>,
+    pub(super) precision: Precision,
+    /// Words for the largest activations that are rounded to 8 bits.
+    pub(super) rounded_words: usize,
+    /// The last of them, while nothing has written there since.
+    rounded: Option<Ref>,
 }
 
 impl<'a> Scope<'a> {
@@ -65,6 +74,7 @@ impl<'a> Scope<'a> {
         tables: Tables,
         constants: &'a [Option<u32>],
         constant_lens: impl Iterator<Item = usize>,
+        precision: Precision,
     ) -> Result<Scope<'a>> {
         let g = &plan.graph;
         let mut lens: Vec<usize> = constant_lens.collect();
@@ -86,7 +96,7 @@ impl<'a> Scope<'a> {
         }
         lens.resize(tables.len, 0);
         let uses = vec![Use::default(); tables.len];
-        Ok(Scope { plan, bindings, tables, constants, lens, uses })
+        Ok(Scope { plan, bindings, tables, constants, lens, uses, precision, rounded_words: 0, rounded: None })
     }
 
     /// Sizes of a node's value.
@@ -129,8 +139,14 @@ impl<'a> Scope<'a> {
             Target::Param(p) => self.tables.params + p.index(),
             Target::State(s) => self.tables.states + s.index(),
         };
-        self.uses[base] = Use { used: true, plain: true, written: true };
+        self.uses[base] = Use { used: true, plain: true, written: true, ..self.uses[base] };
+        self.wrote(base as u32);
         Ref { base: base as u32, offset: 0, len: self.lens[base] }
+    }
+
+    /// Rounded activations of this base are out of date.
+    fn wrote(&mut self, base: u32) {
+        self.rounded = self.rounded.filter(|x| x.base != base);
     }
 
     pub(super) fn broken(&self, node: NodeId, message: impl Into<String>) -> Error {
@@ -235,6 +251,18 @@ impl<'s, 'a> Prepare<'s, 'a> {
         Ok(WeightRef { source, rows, cols })
     }
 
+    /// Plans for `x`, `[m, weight.cols]`, in 8 bits and the weight in panels, if the precision allows. Says whether the last call planned for
+    /// the same `x`, with the same values.
+    pub(super) fn rounding(&mut self, m: usize, x: Ref, weight: &WeightRef) -> Option<bool> {
+        let WeightSource::Param(p) = weight.source else { return None };
+        if self.scope.precision == Precision::Exact || !weight.cols.is_multiple_of(32) {
+            return None;
+        }
+        self.scope.uses[self.scope.tables.params + p as usize].panels = true;
+        self.scope.rounded_words = self.scope.rounded_words.max(int8::quantized_words(m, weight.cols));
+        Some(self.scope.rounded.replace(x) == Some(x))
+    }
+
     /// Output `i`, or scratch of its size when nobody reads it.
     pub(super) fn output(&mut self, i: usize) -> Result<Ref> {
         match self.launch.outputs.get(i).copied().flatten() {
@@ -244,6 +272,7 @@ impl<'s, 'a> Prepare<'s, 'a> {
                     return Err(self.scope.broken(node, "an input or constant cannot be written"));
                 }
                 self.scope.uses[operand.base as usize].written = true;
+                self.scope.wrote(operand.base);
                 self.bytes += 4 * operand.len as u64;
                 self.writes.push(operand);
                 Ok(operand)

@@ -1,0 +1,101 @@
+//! Integer products: the switch, who rounds what when, and what is held.
+
+use swift_graph::op::Linear;
+use swift_graph::plan::plan;
+use swift_kernels::linear::int8::{self, Panels};
+use swift_kernels::pool::Pool;
+use swift_kernels::{format::Weight, quant};
+use swift_runtime::{CpuDevice, CpuOptions, Device, Format, HostTensor, Precision};
+
+use crate::case::{Case, N, rows};
+
+/// What the kernel gives for one weight of the case.
+fn direct(case: &Case, weight: usize, x: &[f32]) -> Vec<f32> {
+    let pool = Pool::new(1);
+    let (_, format, shape, bytes) = &case.store[weight];
+    let (n, k) = (shape[0], shape[1]);
+    let m = x.len() / k;
+    let mut panels = vec![0; int8::repacked_bytes(*format, n, k).unwrap()];
+    int8::repack(&pool, &Weight::new(*format, n, k, bytes), &mut panels);
+    let mut rounded = vec![0; int8::quantized_words(m, k)];
+    int8::quantize_rows(&pool, m, k, x, &mut rounded);
+    let mut y = vec![0.0; m * n];
+    let panels = Panels { format: *format, rows: n, cols: k, data: &panels };
+    int8::linear_int8(&pool, m, 1.0, &rounded, &panels, None, &mut y, 0.0);
+    y
+}
+
+fn floats(t: &HostTensor) -> &[f32] {
+    t.floats().unwrap()
+}
+
+#[test]
+fn layers_round_their_own_activations_and_weights_are_repacked_once() {
+    let mut c = Case::new();
+    let x = c.x(rows(&[64]));
+    let w = [Format::Q4_0, Format::Q8_0, Format::F16, Format::Q4_1].map(|format| c.w(&[64, 64], format));
+    // Two read the input, one of another format in between is exact; the next reads their result, and the last its successor,
+    // which may lie in the same place.
+    let q = c.g.push(Linear::plain(), &[x, w[0]]).unwrap();
+    let exact = c.g.push(Linear::plain(), &[x, w[2]]).unwrap();
+    let k = c.g.push(Linear::plain(), &[x, w[1]]).unwrap();
+    let one = c.g.scale(q, 2.0).unwrap();
+    let y = c.g.push(Linear::plain(), &[one, w[3]]).unwrap();
+    let two = c.g.scale(one, 0.3).unwrap();
+    let z = c.g.push(Linear::plain(), &[two, w[3]]).unwrap();
+    for node in [q, exact, k, y, z] {
+        c.out(node);
+    }
+    for threads in [1, 2] {
+        let device = CpuDevice::new(CpuOptions { threads, isa: None }).unwrap();
+        let mut store = c.fill(&device);
+        let mut executable = device.compile(plan(c.g.clone(), &|_| false).unwrap()).unwrap();
+        let before = executable.run(&mut store, &c.env.bindings, &c.inputs).unwrap();
+        let (exact_peak, exact_bytes) = (executable.peak_bytes(&c.env.bindings).unwrap(), store.bytes());
+        executable.set_precision(Precision::Int8);
+        let run = executable.run(&mut store, &c.env.bindings, &c.inputs).unwrap();
+        let got: Vec<&[f32]> = ["out0", "out1", "out2", "out3", "out4"].map(|name| floats(run.get(name).unwrap())).into();
+        let input = floats(c.inputs.get("x0").unwrap());
+        assert_eq!(got[0], direct(&c, 0, input));
+        assert_eq!(got[1], floats(before.get("out1").unwrap()), "floats stay exact");
+        assert_eq!(got[2], direct(&c, 1, input));
+        let one: Vec<f32> = got[0].iter().map(|q| q * 2.0).collect();
+        assert_eq!(got[3], direct(&c, 3, &one));
+        let two: Vec<f32> = one.iter().map(|one| one * 0.3).collect();
+        assert_eq!(got[4], direct(&c, 3, &two));
+        // Room for the activations is planned, and panels are counted.
+        let peak = executable.peak_bytes(&c.env.bindings).unwrap();
+        assert!(peak >= exact_peak + N * 64 && device.arena_bytes() >= peak);
+        let bytes = store.bytes();
+        assert_eq!(bytes.panels, 64 * 2 * (18 + 34 + 20));
+        assert_eq!(bytes.total(), exact_bytes.total() + bytes.panels);
+        // Sharing a weight shares its panels; a trainable weight has none.
+        let mut other = device.store();
+        other.share_weight("w0", &store).unwrap();
+        assert_eq!(other.bytes().panels, 64 * 2 * 18);
+        other.make_trainable("w0").unwrap();
+        assert_eq!(other.bytes().panels, 0);
+        executable.set_precision(Precision::Exact);
+        assert_eq!(executable.run(&mut store, &c.env.bindings, &c.inputs).unwrap(), before);
+    }
+}
+
+#[test]
+fn a_weight_replaced_between_runs_is_repacked() {
+    let mut c = Case::new();
+    let x = c.x(rows(&[32]));
+    let w = c.w(&[8, 32], Format::Q8_0);
+    let y = c.g.push(Linear::plain(), &[x, w]).unwrap();
+    c.out(y);
+    let device = CpuDevice::new(CpuOptions::default()).unwrap();
+    let mut store = c.fill(&device);
+    let mut executable = device.compile(plan(c.g.clone(), &|_| false).unwrap()).unwrap();
+    executable.set_precision(Precision::Int8);
+    executable.run(&mut store, &c.env.bindings, &c.inputs).unwrap();
+    let mut bytes = vec![0; Format::Q4_0.row_bytes(8 * 32)];
+    quant::quantize(Format::Q4_0, &c.floats(8 * 32), &mut bytes);
+    c.store[0] = ("w0".to_string(), Format::Q4_0, vec![8, 32], bytes.clone());
+    store.insert_weight("w0", Format::Q4_0, vec![8, 32], bytes.into()).unwrap();
+    let run = executable.run(&mut store, &c.env.bindings, &c.inputs).unwrap();
+    assert_eq!(floats(run.get("out0").unwrap()), direct(&c, 0, floats(c.inputs.get("x0").unwrap())));
+}

@@ -1,0 +1,148 @@
+//! AVX2 products: levels times activations in pairs of 16 bits, summed there for as long as they
+//! cannot overflow, then in 32.
+//!
+//! A vector holds four levels of each of eight rows; the two of a panel meet up to four rows of
+//! activations, each of which is broadcast four values at a time. With levels of `b` bits a
+//! pair of products is below `2 (2^b - 1) 127`, so 8 steps of 4 bits, 4 of 5 and 2 of 6 fit. Signed levels
+//! lend their signs to the activations, as there is no product of signed bytes.
+
+use std::arch::x86_64::*;
+
+use super::panel::{Block, PANEL};
+use super::rows::{BLOCK, Record};
+use super::{Tile, panel};
+
+/// Rows of activations at a time.
+const TOKENS: usize = 4;
+
+/// # Safety
+/// See [`super::TileFn`].
+pub(super) unsafe fn tile(t: &Tile) {
+    let panel::Kind { groups, signed, .. } = t.kind;
+    // SAFETY: the selected function has the same contract.
+    unsafe {
+        match (groups, signed, t.kind.bits()) {
+            (1, true, _) => by_tokens::<1, 0>(t),
+            (1, false, ..=4) => by_tokens::<1, 8>(t),
+            (1, false, _) => by_tokens::<1, 4>(t),
+            (_, _, ..=5) => by_tokens::<2, 4>(t),
+            (_, _, _) => by_tokens::<2, 2>(t),
+        }
+    }
+}
+
+/// # Safety
+/// See [`super::TileFn`].
+unsafe fn by_tokens<const GROUPS: usize, const CHAIN: usize>(t: &Tile) {
+    let mut token = 0;
+    while token < t.tokens {
+        // SAFETY: `token` rows of activations and sums lie before; the functions take as many as they are named for.
+        unsafe {
+            let part = Tile {
+                x: t.x.add(token * t.x_stride),
+                records: t.records.add(token * t.record_stride),
+                acc: t.acc.add(token * PANEL),
+                ..*t
+            };
+            match t.tokens - token {
+                1 => product::<GROUPS, CHAIN, 1>(&part),
+                2 => product::<GROUPS, CHAIN, 2>(&part),
+                3 => product::<GROUPS, CHAIN, 3>(&part),
+                _ => product::<GROUPS, CHAIN, TOKENS>(&part),
+            }
+        }
+        token += TOKENS;
+    }
+}
+
+/// Products of `T` rows. `CHAIN` steps are summed in 16 bits; 0 stands for signed levels.
+///
+/// # Safety
+/// See [`super::TileFn`]; there are `T` rows.
+#[target_feature(enable = "avx2,fma")]
+#[expect(clippy::needless_range_loop, reason = "constant trip counts, unrolled into registers")]
+unsafe fn product<const GROUPS: usize, const CHAIN: usize, const T: usize>(t: &Tile) {
+    let ones = _mm256_set1_epi16(1);
+    let steps = BLOCK / 4 / GROUPS;
+    let mut acc = [[_mm256_setzero_ps(); 2]; T];
+    // SAFETY: `T` rows of sums, activations and records, and `count` blocks, by the caller's promise.
+    unsafe {
+        for i in 0..T {
+            acc[i] = [_mm256_loadu_ps(t.acc.add(i * PANEL)), _mm256_loadu_ps(t.acc.add(i * PANEL + 8))];
+        }
+        for index in 0..t.count {
+            let block: &Block = &*t.blocks.add(index);
+            let x = t.x.add(index * BLOCK);
+            for group in 0..GROUPS {
+                let mut total = [[_mm256_setzero_si256(); 2]; T];
+                if CHAIN == 0 {
+                    for step in group * steps..(group + 1) * steps {
+                        let q = levels(block, step);
+                        let magnitude = q.map(|q| _mm256_abs_epi8(q));
+                        for i in 0..T {
+                            let p = broadcast(x.add(i * t.x_stride + 4 * step));
+                            for half in 0..2 {
+                                let pairs = _mm256_maddubs_epi16(magnitude[half], _mm256_sign_epi8(p, q[half]));
+                                total[i][half] = _mm256_add_epi32(total[i][half], _mm256_madd_epi16(pairs, ones));
+                            }
+                        }
+                    }
+                } else {
+                    for chain in 0..steps / CHAIN.max(1) {
+                        let mut sums = [[_mm256_setzero_si256(); 2]; T];
+                        for step in 0..CHAIN {
+                            let step = group * steps + chain * CHAIN + step;
+                            let q = levels(block, step);
+                            for i in 0..T {
+                                let p = broadcast(x.add(i * t.x_stride + 4 * step));
+                                for half in 0..2 {
+                                    sums[i][half] = _mm256_add_epi16(sums[i][half], _mm256_maddubs_epi16(q[half], p));
+                                }
+                            }
+                        }
+                        for i in 0..T {
+                            for half in 0..2 {
+                                total[i][half] = _mm256_add_epi32(total[i][half], _mm256_madd_epi16(sums[i][half], ones));
+                            }
+                        }
+                    }
+                }
+                for i in 0..T {
+                    let record: &Record = &*t.records.add(i * t.record_stride + index);
+                    let d = _mm256_set1_ps(record.d);
+                    let sum = _mm256_set1_ps(if GROUPS == 1 { record.sum } else { record.halves[group] });
+                    for half in 0..2 {
+                        let scale = _mm256_mul_ps(_mm256_load_ps(block.scales[group].as_ptr().add(8 * half)), d);
+                        acc[i][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(total[i][half]), scale, acc[i][half]);
+                        if CHAIN != 0 {
+                            let minimum = _mm256_load_ps(block.minima[group].as_ptr().add(8 * half));
+                            acc[i][half] = _mm256_fmadd_ps(minimum, sum, acc[i][half]);
+                        }
+                    }
+                }
+            }
+        }
+        for i in 0..T {
+            _mm256_storeu_ps(t.acc.add(i * PANEL), acc[i][0]);
+            _mm256_storeu_ps(t.acc.add(i * PANEL + 8), acc[i][1]);
+        }
+    }
+}
+
+/// Four values of each of 16 rows.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn levels(block: &Block, step: usize) -> [__m256i; 2] {
+    let at = block.levels[step * 4 * PANEL..][..4 * PANEL].as_ptr();
+    // SAFETY: 64 bytes by the slice; blocks and so steps are aligned.
+    unsafe { [_mm256_load_si256(at.cast()), _mm256_load_si256(at.add(32).cast())] }
+}
+
+/// # Safety
+/// Four bytes can be read.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn broadcast(x: *const i8) -> __m256i {
+    // SAFETY: by the caller's promise.
+    _mm256_set1_epi32(unsafe { x.cast::<i32>().read_unaligned() })
+}

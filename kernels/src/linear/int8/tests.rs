@@ -1,0 +1,198 @@
+use super::*;
+use crate::format::Weight;
+use crate::quant::tests::noise;
+use crate::quant::{dequantize, quantize};
+
+/// Formats that have panels.
+fn formats() -> impl Iterator<Item = Format> {
+    Format::ALL.into_iter().filter(|&format| Kind::of(format).is_some())
+}
+
+fn encoded(format: Format, rows: usize, cols: usize) -> Vec<u8> {
+    let mut bytes = vec![0; rows * format.row_bytes(cols)];
+    quantize(format, &noise(rows * cols, 3), &mut bytes);
+    bytes
+}
+
+fn panels(pool: &Pool, w: &Weight<'_>) -> Vec<u8> {
+    let mut out = vec![0xa5; repacked_bytes(w.format, w.rows, w.cols).unwrap()];
+    repack(pool, w, &mut out);
+    out
+}
+
+fn quantized(pool: &Pool, m: usize, k: usize, x: &[f32]) -> Vec<u32> {
+    let mut out = vec![0; quantized_words(m, k)];
+    quantize_rows(pool, m, k, x, &mut out);
+    out
+}
+
+fn product(pool: &Pool, w: &Weight<'_>, x: &[f32]) -> Vec<f32> {
+    let m = x.len() / w.cols;
+    let data = panels(pool, w);
+    let w = Panels { format: w.format, rows: w.rows, cols: w.cols, data: &data };
+    let mut y = vec![f32::NAN; m * w.rows];
+    linear_int8(pool, m, 1.0, &quantized(pool, m, w.cols, x), &w, None, &mut y, 0.0);
+    y
+}
+
+#[track_caller]
+fn assert_same(got: &[f32], expected: &[f32], what: &str) {
+    for (i, (x, y)) in got.iter().zip(expected).enumerate() {
+        assert!(x.to_bits() == y.to_bits() || x.is_nan() && y.is_nan(), "{what}: element {i} is {x}, not {y}");
+    }
+}
+
+/// Rows, and columns in blocks of the format.
+const SHAPES: [(usize, usize); 4] = [(1, 1), (16, 2), (37, 3), (70, 35)];
+
+#[test]
+fn panels_widen_to_what_the_blocks_decode_to() {
+    for format in formats() {
+        let (n, k) = (21, 2 * format.block_len().max(BLOCK));
+        let bytes = encoded(format, n, k);
+        let w = Weight::new(format, n, k, &bytes);
+        let mut values = vec![0.0; n * k];
+        dequantize(format, &bytes, &mut values);
+        let kind = Kind::of(format).unwrap();
+        for isa in Isa::available() {
+            let data = panels(&Pool::with_isa(2, isa), &w);
+            let mut words = vec![f32::NAN; k / BLOCK * Block::WORDS + 16];
+            let shift = words.as_ptr().align_offset(64);
+            let blocks = Block::of(&mut words[shift..][..k / BLOCK * Block::WORDS]);
+            for (panel, bytes) in data.chunks_exact(k / kind.unit * kind.unit_bytes()).enumerate() {
+                panel::widen(isa, kind, bytes, blocks);
+                for row in 0..PANEL {
+                    for i in 0..k {
+                        let (block, at) = (&blocks[i / BLOCK], i % BLOCK);
+                        let level = block.levels[at / 4 * 64 + row * 4 + at % 4];
+                        let group = at * kind.groups / BLOCK;
+                        let scale = block.scales[group][row];
+                        let got = match kind.signed {
+                            true => scale * f32::from(level as i8),
+                            false => scale.mul_add(f32::from(level), block.minima[group][row]),
+                        };
+                        let row = panel * PANEL + row;
+                        let expected = if row < n { values[row * k + i] } else { 0.0 };
+                        assert_eq!(got, expected, "{format:?} {isa} row {row} column {i}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn levels_batches_and_threads_agree_bitwise() {
+    for format in formats() {
+        for (n, blocks) in SHAPES {
+            let k = blocks * format.block_len();
+            let bytes = encoded(format, n, k);
+            let w = Weight::new(format, n, k, &bytes);
+            for m in [1, 3, 4, 5, 9, 258] {
+                if m > 9 && k > 600 {
+                    continue;
+                }
+                let mut x = noise(m * k, 7);
+                // Blocks of zeros, and of values far apart.
+                x[..16].fill(0.0);
+                x[k - 1] = 1e6;
+                let spec = product(&Pool::with_isa(1, Isa::Scalar), &w, &x);
+                for isa in Isa::available() {
+                    for threads in [1, 2] {
+                        let pool = Pool::with_isa(threads, isa);
+                        assert_same(&product(&pool, &w, &x), &spec, &format!("{format:?} {isa} {m}x{n}x{k}"));
+                    }
+                }
+                let last = product(&Pool::new(1), &w, &x[(m - 1) * k..]);
+                assert_same(&last, &spec[(m - 1) * n..], &format!("{format:?} {m}x{n}x{k}, the last row alone"));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_error_is_that_of_rounding_activations() {
+    for format in formats() {
+        let (m, n, k) = (3, 40, 512);
+        let bytes = encoded(format, n, k);
+        let mut w = vec![0.0; n * k];
+        dequantize(format, &bytes, &mut w);
+        let x = noise(m * k, 9);
+        let got = product(&Pool::new(2), &Weight::new(format, n, k, &bytes), &x);
+        let mut worst = 0f64;
+        for (i, got) in got.iter().enumerate() {
+            let (x, w) = (&x[i / n * k..][..k], &w[i % n * k..][..k]);
+            let (mut exact, mut bound) = (0f64, 0f64);
+            for (x, w) in x.chunks(BLOCK).zip(w.chunks(BLOCK)) {
+                let largest = x.iter().fold(0f32, |top, x| top.max(x.abs()));
+                exact += x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum::<f64>();
+                bound += w.iter().map(|w| f64::from(w.abs())).sum::<f64>() * f64::from(largest) / 254.0;
+            }
+            let error = (f64::from(*got) - exact).abs();
+            assert!(error <= bound + 1e-4, "{format:?}: element {i} is {got}, not {exact}");
+            worst = worst.max(error / bound);
+        }
+        // Errors have random signs, so the bound is far off.
+        assert!(worst < 0.25, "{format:?}: {worst} of the bound");
+    }
+}
+
+#[test]
+fn epilogue_scales_adds_and_overwrites() {
+    let (m, n, k) = (2, 19, 64);
+    let bytes = encoded(Format::Q4_1, n, k);
+    let w = Weight::new(Format::Q4_1, n, k, &bytes);
+    let pool = Pool::new(2);
+    let (x, bias, start) = (noise(m * k, 1), noise(n, 2), noise(m * n, 4));
+    let plain = product(&pool, &w, &x);
+    let data = panels(&pool, &w);
+    let panels = Panels { format: w.format, rows: n, cols: k, data: &data };
+    let mut y = start.clone();
+    linear_int8(&pool, m, 0.5, &quantized(&pool, m, k, &x), &panels, Some(&bias), &mut y, 2.0);
+    for (i, y) in y.iter().enumerate() {
+        assert_eq!(*y, 0.5 * plain[i] + bias[i % n] + 2.0 * start[i]);
+    }
+}
+
+#[test]
+fn what_is_not_finite_poisons_its_row_and_what_is_tiny_is_zero() {
+    for format in formats() {
+        let (m, n, k) = (5, 18, 256);
+        let bytes = encoded(format, n, k);
+        let w = Weight::new(format, n, k, &bytes);
+        for isa in Isa::available() {
+            let mut x = noise(m * k, 5);
+            x[k + 40] = f32::NAN;
+            x[2 * k + 255] = f32::NEG_INFINITY;
+            x[3 * k..4 * k].fill(1e-38);
+            x[4 * k + 1] = 3e38;
+            let y = product(&Pool::with_isa(1, isa), &w, &x);
+            let rows: Vec<_> = y.chunks_exact(n).collect();
+            assert!(rows[0].iter().all(|y| y.is_finite()));
+            assert!(rows[1].iter().chain(rows[2]).all(|y| y.is_nan()), "{format:?} {isa}");
+            assert!(rows[3].iter().all(|&y| y == 0.0), "{format:?} {isa}");
+            let unclear = rows[4].iter().filter(|y| y.is_nan()).count();
+            assert_eq!(unclear, 0, "{format:?} {isa}: large values are not NaN");
+        }
+    }
+}
+
+#[test]
+fn activations_round_to_the_nearest_of_their_block() {
+    let (m, k) = (3, 96);
+    let x = noise(m * k, 2);
+    let spec = quantized(&Pool::with_isa(1, Isa::Scalar), m, k, &x);
+    for isa in Isa::available() {
+        assert_eq!(quantized(&Pool::with_isa(2, isa), m, k, &x), spec);
+    }
+    let rows = Rows::new(m, k, &spec);
+    for (block, x) in x.chunks(BLOCK).enumerate() {
+        let (p, record) = (&rows.values[block * BLOCK..][..BLOCK], rows.records[block]);
+        let half = record.d * 0.5001;
+        assert!(x.iter().zip(p).all(|(x, &p)| (x - record.d * f32::from(p)).abs() <= half));
+        assert!(p.iter().any(|p| p.abs() == 127));
+        let sum = |p: &[i8]| p.iter().map(|&p| i32::from(p)).sum::<i32>();
+        assert_eq!(record.whole, sum(p));
+        assert_eq!(record.halves, [sum(&p[..16]), sum(&p[16..])].map(|sum| record.d * sum as f32));
+    }
+}
