@@ -303,9 +303,9 @@ simd_fn! {
             // SAFETY: whole vectors below both lengths.
             unsafe { s.store(to.as_mut_ptr().add(i), s.load_f16(halves.add(i))) };
         }
-        for i in whole..to.len() {
+        for (i, to) in to.iter_mut().enumerate().skip(whole) {
             // SAFETY: below the length.
-            to[i] = half::f16::from_bits(unsafe { *halves.add(i) }).to_f32();
+            *to = half::f16::from_bits(unsafe { *halves.add(i) }).to_f32();
         }
     }
 }
@@ -320,9 +320,9 @@ simd_fn! {
             // SAFETY: whole vectors below both lengths.
             unsafe { s.store(to.as_mut_ptr().add(i), s.load_i8(bytes.add(i))) };
         }
-        for i in whole..to.len() {
+        for (i, to) in to.iter_mut().enumerate().skip(whole) {
             // SAFETY: below the length.
-            to[i] = f32::from(unsafe { *bytes.add(i) });
+            *to = f32::from(unsafe { *bytes.add(i) });
         }
     }
 }
@@ -347,7 +347,7 @@ simd_fn! {
         assert!(scores.len() >= TILE * TILE && queries.count <= TILE);
         assert!([k_scales, v_scales].iter().flatten().all(|scales| scales.len() >= PAGE));
         let hidden = s.splat(f32::NEG_INFINITY);
-        for lane in 0..queries.count {
+        for (lane, shrink) in shrink.iter_mut().enumerate().take(queries.count) {
             let whole = queries.sees_all(lane, &(first..first + PAGE));
             let before = sums.top[lane];
             // SAFETY: whole vectors of rows of a page; there are as many numbers as lanes.
@@ -384,8 +384,8 @@ simd_fn! {
                     }
                     s.store(row.add(at), weight);
                 }
-                shrink[lane] = (before - top).exp();
-                sums.sum[lane] = sums.sum[lane] * shrink[lane] + s.sum(sum);
+                *shrink = (before - top).exp();
+                sums.sum[lane] = sums.sum[lane] * *shrink + s.sum(sum);
                 sums.top[lane] = top;
             }
         }
