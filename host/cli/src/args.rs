@@ -1,9 +1,13 @@
 //! The command line as typed. Flags carry ms-swift's names; `--lora-rank` and `--lora_rank` are the same flag.
 
+mod generation;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+
+pub(crate) use generation::{BenchArgs, BenchCommand, EmbedArgs, InferArgs, ModelArgs, PerplexityArgs};
 
 /// Fine-tunes, aligns, evaluates and serves large models; every method is a sandboxed WebAssembly plugin.
 #[derive(Debug, Parser)]
@@ -32,10 +36,17 @@ pub(crate) enum Command {
     Sft(Box<TrainArgs>),
     /// Pretraining on plain text: `sft` without chat template, on every token.
     Pt(Box<PtArgs>),
-    /// Answer one prompt.
-    Infer(InferArgs),
+    /// Chat in the terminal, answer one prompt, or answer a dataset into a JSONL file.
+    Infer(Box<InferArgs>),
     /// Write the logits of a token sequence, `[tokens, vocab]` f32, to a safetensors file.
     Logits(LogitsArgs),
+    /// How well a model predicts a text: e to the mean negative log-likelihood of a token.
+    Perplexity(PerplexityArgs),
+    /// Write a vector for each text to a JSONL file or standard output.
+    Embed(EmbedArgs),
+    /// Measure speed against what this machine can do.
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Write a model, with its adapter merged in, as a GGUF file or a Hugging Face folder.
     Export(ExportArgs),
     /// Show the memory plan of a run before it starts; takes the flags of `run`.
@@ -274,70 +285,18 @@ pub(crate) struct TrainArgs {
     pub(crate) resume_from_checkpoint: Option<PathBuf>,
 }
 
-/// `infer`.
-#[derive(Debug, Args)]
-#[command(rename_all = "snake_case")]
-pub(crate) struct InferArgs {
-    /// GGUF file, Hugging Face folder, or `swift-tiny`; with `--adapters` taken from there when not given.
-    #[arg(long, alias = "model_id_or_path")]
-    pub(crate) model: Option<String>,
-    /// Model plugin [default: by the model's architecture].
-    #[arg(long, value_name = "PLUGIN")]
-    pub(crate) model_plugin: Option<String>,
-    /// Adapter folder, for example a `checkpoint-N` of a run.
-    #[arg(long, value_name = "DIR", alias = "ckpt_dir")]
-    pub(crate) adapters: Option<PathBuf>,
-    /// Tuner plugin of the adapter [default: by its configuration].
-    #[arg(long, value_name = "PLUGIN")]
-    pub(crate) tuner_type: Option<String>,
-    /// The question; read from standard input when not given.
-    #[arg(long)]
-    pub(crate) prompt: Option<String>,
-    /// System prompt.
-    #[arg(long)]
-    pub(crate) system: Option<String>,
-    /// New tokens at most.
-    #[arg(long, default_value_t = 256, value_name = "N")]
-    pub(crate) max_new_tokens: usize,
-    /// 0 is greedy.
-    #[arg(long, default_value_t = 0.0, value_name = "X")]
-    pub(crate) temperature: f32,
-    /// Only the K likeliest tokens; 0 for all.
-    #[arg(long, default_value_t = 0, value_name = "K")]
-    pub(crate) top_k: usize,
-    /// Only the likeliest tokens that together reach P.
-    #[arg(long, default_value_t = 1.0, value_name = "P")]
-    pub(crate) top_p: f32,
-    /// Seed of the draws.
-    #[arg(long, default_value_t = 42, value_name = "N")]
-    pub(crate) seed: u64,
-    /// Print tokens as they come.
-    #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", default_value = "true", value_name = "BOOL")]
-    pub(crate) stream: bool,
-}
-
 /// `logits`.
 #[derive(Debug, Args)]
 #[command(rename_all = "snake_case")]
 pub(crate) struct LogitsArgs {
-    /// GGUF file, Hugging Face folder, or `swift-tiny`.
-    #[arg(long)]
-    pub(crate) model: String,
-    /// Model plugin [default: by the model's architecture].
-    #[arg(long, value_name = "PLUGIN")]
-    pub(crate) model_plugin: Option<String>,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
     /// Token ids, separated by commas.
     #[arg(long, value_delimiter = ',', num_args = 1.., value_name = "ID,...", required_unless_present = "text")]
     pub(crate) tokens: Vec<i32>,
     /// Text to take the token ids from, instead.
     #[arg(long, conflicts_with = "tokens")]
     pub(crate) text: Option<String>,
-    /// Adapter folder.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) adapters: Option<PathBuf>,
-    /// Tuner plugin of the adapter [default: by its configuration].
-    #[arg(long, value_name = "PLUGIN")]
-    pub(crate) tuner_type: Option<String>,
     /// File to write.
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
@@ -347,18 +306,8 @@ pub(crate) struct LogitsArgs {
 #[derive(Debug, Args)]
 #[command(rename_all = "snake_case")]
 pub(crate) struct ExportArgs {
-    /// GGUF file, Hugging Face folder, or `swift-tiny`; with `--adapters` taken from there when not given.
-    #[arg(long)]
-    pub(crate) model: Option<String>,
-    /// Model plugin [default: by the model's architecture].
-    #[arg(long, value_name = "PLUGIN")]
-    pub(crate) model_plugin: Option<String>,
-    /// Adapter folder to merge.
-    #[arg(long, value_name = "DIR", alias = "ckpt_dir")]
-    pub(crate) adapters: Option<PathBuf>,
-    /// Tuner plugin of the adapter [default: by its configuration].
-    #[arg(long, value_name = "PLUGIN")]
-    pub(crate) tuner_type: Option<String>,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
     /// `f32`, `f16` or `bf16` for GGUF [default: f16].
     #[arg(long, value_name = "TYPE")]
     pub(crate) quant: Option<String>,

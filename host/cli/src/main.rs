@@ -60,6 +60,9 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Infer(args) => command::infer::infer(&environment, args),
         Command::Logits(args) => command::logits::logits(&environment, args),
+        Command::Perplexity(args) => command::perplexity::perplexity(&environment, args),
+        Command::Embed(args) => command::embed::embed(&environment, args),
+        Command::Bench(args) => command::bench::bench(&environment, args),
         Command::Export(args) => command::export::export(&environment, args),
         Command::Estimate(args) => command::estimate::estimate(&environment, args),
         Command::Plugin(args) => command::plugin::plugin(&environment, args),

@@ -19,6 +19,9 @@ pub enum ServeError {
     /// A model or adapter file is broken.
     #[error(transparent)]
     Format(#[from] swift_formats::FormatError),
+    /// A tokenizer failed.
+    #[error(transparent)]
+    Data(#[from] swift_data::DataError),
     /// Plugin and checkpoint do not fit together.
     #[error("parameter `{param}` has shape {want:?} in the model plugin and {got:?} in the checkpoint (tensor `{tensor}`)")]
     WeightShape {

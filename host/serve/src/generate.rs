@@ -1,26 +1,17 @@
-//! Generation with continuous batching over a KV cache: whenever a sequence ends, the next prompt takes its slot, and its prompt
-//! tokens ride along with the other sequences' single tokens in one packed run.
+//! Token-level generation for training's questions, and logits of whole sequences.
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 
 use swift_graph::op;
-use swift_graph::{Bindings, DType, Dim, Graph, SymbolId, Type};
+use swift_graph::{Bindings, Graph, SymbolId};
 use swift_plugin::Mode;
 use swift_runtime::{Device, HostTensor, Inputs, Store};
 
-use crate::{AdaptedModel, Program, Result, Sampling, ServeError};
+use crate::{AdaptedModel, Batching, Engine, EngineOptions, Program, Request, Result, Sampling, ServeError, Stop};
 
-/// Why a sequence ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
-    /// A stop token came.
-    Token,
-    /// The limit on new tokens or the cache's capacity was reached.
-    Length,
-    /// The caller said so.
-    Caller,
-}
+/// Prompt tokens that are run at once.
+const CHUNK: usize = 512;
 
 /// A finished sequence.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,19 +22,9 @@ pub struct Generated {
     pub stop: Stop,
 }
 
-/// One compiled decoding graph and its cache.
+/// An engine that continues lists of prompts.
 pub struct Generator {
-    program: Program,
-    slots: usize,
-    capacity: usize,
-}
-
-struct Sequence {
-    prompt: usize,
-    /// Tokens that are not in the cache yet: the prompt at first, then the token drawn last.
-    pending: Vec<i32>,
-    cached: usize,
-    tokens: Vec<i32>,
+    engine: Engine,
 }
 
 impl Generator {
@@ -58,19 +39,8 @@ impl Generator {
         slots: usize,
         capacity: usize,
     ) -> Result<Generator> {
-        let traced = model.trace(Mode::Decode)?;
-        let mut g = Graph::default();
-        let (head, _) = model.splice(&mut g, &traced, true, false)?;
-        let rows = g.input("rows", Type::new(DType::S32, vec![Dim::symbol(SymbolId::SEQUENCES)]))?;
-        let last = g.push(op::GatherRows, &[head.hidden, rows])?;
-        let logits = g.linear(last, head.weight)?;
-        let logits = capped(&mut g, logits, head.softcap)?;
-        g.outputs.push(("logits".into(), logits));
-        let bindings = bindings(1, 1, slots, capacity);
-        for state in g.caches().into_iter().map(|id| &g.states()[id.index()]) {
-            store.ensure_cache(&state.name, state.ty.dtype, &state.ty.shape.eval(&bindings)?)?;
-        }
-        Ok(Generator { program: Program::compile(device, store, g)?, slots, capacity })
+        let options = EngineOptions { slots, capacity, chunk: CHUNK, batching: Batching::Throughput };
+        Ok(Generator { engine: Engine::new(model, device, store, options, None)? })
     }
 
     /// Arena bytes of a packed run of `tokens` tokens over all slots.
@@ -78,11 +48,7 @@ impl Generator {
     /// # Errors
     /// When a size overflows.
     pub fn peak_bytes(&self, tokens: usize) -> Result<usize> {
-        Ok(self.program.main.peak_bytes(&self.bindings(tokens.max(1), self.slots.min(tokens.max(1))))?)
-    }
-
-    fn bindings(&self, tokens: usize, sequences: usize) -> Bindings {
-        bindings(tokens, sequences, self.slots, self.capacity)
+        self.engine.peak_bytes(tokens)
     }
 
     /// Continues every prompt. `on_token` hears of each new token as (prompt index, token) and may end that sequence.
@@ -98,97 +64,34 @@ impl Generator {
         sampling: &Sampling,
         mut on_token: impl FnMut(usize, i32) -> ControlFlow<()>,
     ) -> Result<Vec<Generated>> {
+        let mut made = vec![Generated { tokens: Vec::new(), stop: Stop::Caller }; prompts.len()];
+        let stop_tokens: Vec<i32> = stop_tokens.iter().copied().collect();
+        let mut ids = Vec::with_capacity(prompts.len());
         for (i, prompt) in prompts.iter().enumerate() {
-            if prompt.is_empty() || prompt.len() >= self.capacity {
-                return Err(ServeError::Request(format!(
-                    "prompt {i} has {} tokens; it needs at least 1 and must leave room in a cache of {}",
-                    prompt.len(),
-                    self.capacity
-                )));
-            }
-        }
-        self.program.refresh(store)?;
-        let mut done: Vec<Option<Generated>> = prompts.iter().map(|_| None).collect();
-        let mut slots: Vec<Option<Sequence>> = (0..self.slots).map(|_| None).collect();
-        let mut next = 0;
-        loop {
-            for slot in slots.iter_mut().filter(|s| s.is_none()) {
-                if next == prompts.len() {
-                    break;
+            let mut request = Request::new(prompt.clone(), max_new_tokens);
+            (request.sampling, request.stop_tokens, request.stream) = (sampling.clone(), stop_tokens.clone(), i as u64);
+            let id = self.engine.submit(request).inspect_err(|_| {
+                for &id in &ids {
+                    self.engine.cancel(id);
                 }
-                *slot = Some(Sequence { prompt: next, pending: prompts[next].clone(), cached: 0, tokens: Vec::new() });
-                next += 1;
-            }
-            if slots.iter().all(Option::is_none) {
-                break;
-            }
-            let logits = self.step(store, &mut slots)?;
-            let vocab = logits.len() / slots.iter().flatten().count();
-            for (row, slot) in slots.iter_mut().filter(|s| s.is_some()).enumerate() {
-                let Some(sequence) = slot else { continue };
-                let row = &logits[row * vocab..(row + 1) * vocab];
-                let token = sampling.draw(row, sequence.prompt as u64, sequence.tokens.len() as u64);
-                let stop = if stop_tokens.contains(&token) {
-                    Some(Stop::Token)
-                } else {
-                    sequence.tokens.push(token);
-                    sequence.pending = vec![token];
-                    let full = sequence.tokens.len() >= max_new_tokens || sequence.cached + 1 >= self.capacity;
-                    match on_token(sequence.prompt, token) {
-                        ControlFlow::Break(()) => Some(Stop::Caller),
-                        ControlFlow::Continue(()) => full.then_some(Stop::Length),
-                    }
-                };
-                if let Some(stop) = stop {
-                    done[sequence.prompt] = Some(Generated { tokens: std::mem::take(&mut sequence.tokens), stop });
-                    *slot = None;
-                }
-            }
+            })?;
+            ids.push(id);
         }
-        Ok(done.into_iter().flatten().collect())
+        self.engine.refresh(store)?;
+        self.engine.drain(store, |update| {
+            let Ok(at) = ids.binary_search(&update.request) else { return ControlFlow::Break(()) };
+            let mut flow = ControlFlow::Continue(());
+            if let Some(token) = &update.token {
+                made[at].tokens.push(token.id);
+                flow = on_token(at, token.id);
+            }
+            if let (Some(stop), ControlFlow::Continue(())) = (update.finished, flow) {
+                made[at].stop = stop;
+            }
+            flow
+        })?;
+        Ok(made)
     }
-
-    /// Runs all pending tokens; returns the logits of each live sequence's last token, in slot order.
-    fn step(&mut self, store: &mut Store, slots: &mut [Option<Sequence>]) -> Result<Vec<f32>> {
-        let (mut ids, mut positions, mut segments, mut rows) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for (slot, sequence) in slots.iter_mut().enumerate() {
-            let Some(sequence) = sequence else { continue };
-            for token in sequence.pending.drain(..) {
-                ids.push(token);
-                positions.push(sequence.cached as i32);
-                segments.push(slot as i32);
-                sequence.cached += 1;
-            }
-            rows.push(ids.len() as i32 - 1);
-        }
-        let bindings = self.bindings(ids.len(), rows.len());
-        let mut inputs = Inputs::default();
-        for (name, values) in [("ids", ids), ("positions", positions), ("segments", segments), ("rows", rows)] {
-            inputs.set(name, HostTensor::i32([values.len()], values));
-        }
-        // Every slot has pages of its own.
-        let columns = columns(self.capacity);
-        inputs.set("pages", HostTensor::i32([self.slots, columns], (0..(self.slots * columns) as i32).collect()));
-        let mut outputs = self.program.main.run(store, &bindings, &inputs)?;
-        match outputs.take("logits")? {
-            HostTensor::F32 { data, .. } => Ok(data),
-            HostTensor::I32 { .. } => Err(ServeError::Request("the decoding graph gave no float logits".into())),
-        }
-    }
-}
-
-/// Pages of a cache that hold a sequence.
-fn columns(capacity: usize) -> usize {
-    capacity.div_ceil(op::CachedAttention::PAGE as usize)
-}
-
-fn bindings(tokens: usize, sequences: usize, slots: usize, capacity: usize) -> Bindings {
-    Bindings::new()
-        .with(SymbolId::TOKENS, tokens as u64)
-        .with(SymbolId::SEQUENCES, sequences as u64)
-        .with(SymbolId::SLOTS, slots as u64)
-        .with(SymbolId::CAPACITY, columns(capacity) as u64)
-        .with(SymbolId::PAGES, (slots * columns(capacity)) as u64)
 }
 
 /// `cap·tanh(x/cap)`, where there is a cap.

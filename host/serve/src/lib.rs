@@ -3,16 +3,22 @@
 //! Training builds on this crate, so that what was trained is what is served: the same traces, the same weights, the same executor.
 #![forbid(unsafe_code)]
 
+mod decoder;
+mod engine;
 mod error;
 mod generate;
 mod model;
 mod program;
 mod sampling;
+mod score;
+mod stop;
 mod weights;
 
+pub use engine::{Batching, Engine, EngineOptions, Request, RequestId, Stop, Token, Update};
 pub use error::{Result, ServeError};
-pub use generate::{Generated, Generator, Stop, encode, logits};
+pub use generate::{Generated, Generator, encode, logits};
 pub use model::AdaptedModel;
 pub use program::{Program, compile};
-pub use sampling::Sampling;
+pub use sampling::{History, Sampling};
+pub use score::{Embedder, Scorer};
 pub use weights::WeightTensor;

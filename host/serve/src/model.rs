@@ -87,6 +87,11 @@ impl AdaptedModel {
         self.checkpoint.config()
     }
 
+    /// Whether the model reads texts whole and cannot generate: it declares no cache.
+    pub fn is_encoder(&self) -> bool {
+        self.plan.caches.is_empty()
+    }
+
     /// Parameters of the base, tied ones counted once.
     pub fn base_parameters(&self) -> u64 {
         self.plan.params.iter().filter(|p| p.tied_to.is_none()).map(|p| p.shape.iter().product::<u64>()).sum()

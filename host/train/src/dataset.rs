@@ -3,6 +3,7 @@
 //! A unit is what must stay together in one micro-batch: one sequence, or a (chosen, rejected) pair.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::Value;
 use swift_data::{
@@ -32,7 +33,7 @@ pub trait Plugins {
 /// A model's tokenizer and chat template.
 pub struct Text {
     /// Tokenizer.
-    pub tokenizer: Tokenizer,
+    pub tokenizer: Arc<Tokenizer>,
     /// Its chat template, or ChatML where it brings none but knows the tokens.
     pub template: Option<ChatTemplate>,
 }
@@ -42,7 +43,7 @@ pub struct Text {
 /// # Errors
 /// When the vocabulary or the template is broken.
 pub fn text_of(checkpoint: &Checkpoint) -> Result<Text> {
-    let tokenizer = Tokenizer::open(checkpoint)?;
+    let tokenizer = Arc::new(Tokenizer::open(checkpoint)?);
     let template = match ChatTemplate::open(checkpoint, &tokenizer)? {
         Some(template) => Some(template),
         None if tokenizer.token_id("<|im_start|>").is_some() => Some(ChatTemplate::new(CHATML, &tokenizer)?),
@@ -180,18 +181,42 @@ fn samples(
         used.push(plugin);
         return Ok(made);
     }
-    let rows: Vec<String> = source.read(Some(config.data_seed))?.into_iter().map(|row| row.json).collect();
-    let plugin = plugins.load(match &config.dataset_plugin {
+    let (mapped, plugin) = map_file(&source, Some(config.data_seed), config.dataset_plugin.as_deref(), &settings, plugins)?;
+    used.push(plugin);
+    Ok((mapped, Vec::new()))
+}
+
+/// Rows of a file, in order, through a dataset plugin: the one named, or a bundled one by the rows' keys.
+fn map_file(
+    source: &DatasetSource,
+    seed: Option<u64>,
+    plugin: Option<&str>,
+    settings: &str,
+    plugins: &dyn Plugins,
+) -> Result<(Vec<Sample>, Plugin)> {
+    let rows: Vec<String> = source.read(seed)?.into_iter().map(|row| row.json).collect();
+    let plugin = plugins.load(match plugin {
         Some(plugin) => plugin,
         None => mapper_of(rows.first().map_or("", String::as_str)),
     })?;
     let mut guest = plugin.dataset()?;
     let mut mapped = Vec::with_capacity(rows.len());
     for batch in rows.chunks(ROWS_PER_CALL) {
-        mapped.extend(guest.map_rows(&settings, batch)?.into_iter().map(sample));
+        mapped.extend(guest.map_rows(settings, batch)?.into_iter().map(sample));
     }
-    used.push(plugin);
-    Ok((mapped, Vec::new()))
+    Ok((mapped, plugin))
+}
+
+/// Reads rows that are not trained on, `path` or `path#count`: the first ones, in order.
+///
+/// # Errors
+/// When the file cannot be read or its rows are not understood.
+pub fn read_dataset(name: &str, plugin: Option<&str>, plugins: &dyn Plugins) -> Result<Vec<Sample>> {
+    let source = DatasetSource::parse(name)?;
+    if !source.path.is_file() {
+        return Err(TrainError::Dataset(format!("`{}` does not exist", source.path.display())));
+    }
+    Ok(map_file(&source, None, plugin, "{}", plugins)?.0)
 }
 
 fn looks_like_a_file(path: &Path) -> bool {

@@ -20,9 +20,8 @@ pub(crate) fn export(environment: &Environment, args: &ExportArgs) -> Result<Exi
         bail!("`{}` exists already\nhint: `--exist_ok true` replaces it", args.out.display());
     }
     let device = environment.device()?;
-    let (adapters, tuner) = (args.adapters.as_deref(), args.tuner_type.as_deref());
-    let mut opened = open(environment, &*device, args.model.as_deref(), args.model_plugin.as_deref(), adapters, tuner)?;
-    if adapters.is_some() {
+    let mut opened = open(environment, &*device, &args.model)?;
+    if args.model.adapters.is_some() {
         let merged = opened.model.merge(&*device, &mut opened.store)?;
         eprintln!("merged {merged} weights");
     }

@@ -1,26 +1,28 @@
-//! `infer`: one prompt, one answer.
+//! `infer`: one question, a chat, or a dataset.
 
 use std::io::{IsTerminal, Read, Write};
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Value, json};
-use swift_data::Turn;
-use swift_formats::read_json;
+use swift_data::{Encoder, Turn};
+use swift_formats::{Generation, read_json};
 use swift_runtime::{Device, Store};
-use swift_serve::{AdaptedModel, Generator, Sampling};
-use swift_train::{answer, text_of};
+use swift_serve::{AdaptedModel, Batching, Engine, EngineOptions, Request, Sampling};
+use swift_train::{Text, text_of};
 
-use crate::args::InferArgs;
+use crate::args::{InferArgs, ModelArgs};
+use crate::command::{chat, infer_dataset};
 use crate::embedded;
 use crate::environment::Environment;
 
 /// Largest `adapter_config.json` or `args.json` that is read.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
-/// Cache capacity where the model's context is longer.
-const MAX_CAPACITY: usize = 4096;
+/// Cache capacity of a chat where the model's context is longer and `--max_length` is not given.
+const CHAT_CAPACITY: usize = 8192;
+/// Prompt tokens that are run at once.
+const CHUNK: usize = 512;
 
 /// A model with its weights in a device's store.
 pub(crate) struct Opened {
@@ -31,20 +33,14 @@ pub(crate) struct Opened {
 }
 
 /// Opens a model, with an adapter if one is given. The adapter folder knows its base model and its method.
-pub(crate) fn open(
-    environment: &Environment,
-    device: &dyn Device,
-    model: Option<&str>,
-    model_plugin: Option<&str>,
-    adapters: Option<&Path>,
-    tuner: Option<&str>,
-) -> Result<Opened> {
-    let adapter = adapters.map(|folder| AdapterSource::read(folder, tuner)).transpose()?;
+pub(crate) fn open(environment: &Environment, device: &dyn Device, args: &ModelArgs) -> Result<Opened> {
+    let adapters = args.adapters.as_deref();
+    let adapter = adapters.map(|folder| AdapterSource::read(folder, args.tuner_type.as_deref())).transpose()?;
     let base = adapter.as_ref().and_then(|a| a.base.clone());
-    let name = model.map(str::to_string).or(base).unwrap_or_else(|| embedded::MODEL_NAME.into());
+    let name = args.model.clone().or(base).unwrap_or_else(|| embedded::MODEL_NAME.into());
     let checkpoint = environment.model(&name)?;
-    let plugin = match model_plugin {
-        Some(plugin) => plugin.to_string(),
+    let plugin = match &args.model_plugin {
+        Some(plugin) => plugin.clone(),
         None => environment.model_plugin_of(&checkpoint)?,
     };
     let mut opened = AdaptedModel::open(checkpoint, &environment.plugin(&plugin)?)?;
@@ -58,6 +54,14 @@ pub(crate) fn open(
         }
     }
     Ok(Opened { model: opened, store })
+}
+
+/// Tokens that the model was made for.
+pub(crate) fn context_of(model: &AdaptedModel) -> usize {
+    let config = model.config();
+    let keys = ["max_position_embeddings", "n_positions", "seq_length"];
+    let found = keys.iter().find_map(|key| config[*key].as_u64());
+    found.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX))
 }
 
 /// What an adapter folder says of itself.
@@ -111,37 +115,173 @@ impl AdapterSource {
     }
 }
 
-/// Answers the prompt on standard output.
+/// A model that answers, and how it was asked to.
+pub(crate) struct Session {
+    opened: Opened,
+    device: Box<dyn Device>,
+    pub(crate) text: Text,
+    sampling: Sampling,
+    stop_tokens: Vec<i32>,
+    stop_words: Vec<String>,
+    max_new_tokens: Option<usize>,
+    use_chat_template: bool,
+    /// System prompt.
+    pub(crate) system: Option<String>,
+    /// Tokens of prompt and answer together at most.
+    context: usize,
+}
+
+impl Session {
+    fn new(environment: &Environment, args: &InferArgs) -> Result<Session> {
+        let device = environment.device()?;
+        let opened = open(environment, &*device, &args.model)?;
+        let text = text_of(opened.model.checkpoint())?;
+        let sampling = sampling(args, &opened.model.checkpoint().generation()?)?;
+        let context = context_of(&opened.model);
+        if args.max_length.is_some_and(|n| n < 2 || n > context) {
+            bail!("`--max_length` must be between 2 and the model's context of {context} tokens");
+        }
+        if args.max_new_tokens == Some(0) {
+            bail!("`--max_new_tokens` must be at least 1");
+        }
+        Ok(Session {
+            stop_tokens: text.tokenizer.stop_ids().into_iter().map(|id| id as i32).collect(),
+            stop_words: args.stop_words.clone(),
+            max_new_tokens: args.max_new_tokens,
+            use_chat_template: args.use_chat_template.unwrap_or(true),
+            system: args.system.as_deref().map(system_prompt).transpose()?,
+            context: args.max_length.unwrap_or(context),
+            opened,
+            device,
+            text,
+            sampling,
+        })
+    }
+
+    /// Tokens of a conversation, ready for the answer.
+    pub(crate) fn prompt(&self, turns: &[Turn], tools: Option<&Value>) -> Result<Vec<i32>> {
+        let template = if self.use_chat_template { self.text.template.as_ref() } else { None };
+        let system = self.system.iter().filter(|_| turns.first().is_none_or(|t| t.role != "system"));
+        let turns: Vec<Turn> = system.map(|s| Turn::new("system", s)).chain(turns.iter().cloned()).collect();
+        let ids = Encoder::new(&self.text.tokenizer, template).encode_prompt(&turns, tools)?;
+        Ok(ids.into_iter().map(|id| id as i32).collect())
+    }
+
+    /// A request of one answer.
+    pub(crate) fn request(&self, prompt: Vec<i32>) -> Result<Request> {
+        let room = self.context.saturating_sub(prompt.len());
+        if room == 0 {
+            bail!("the prompt has {} tokens, and the context holds {}", prompt.len(), self.context);
+        }
+        let mut request = Request::new(prompt, self.max_new_tokens.unwrap_or(room).min(room));
+        request.sampling = self.sampling.clone();
+        (request.stop_tokens, request.stop_strings) = (self.stop_tokens.clone(), self.stop_words.clone());
+        Ok(request)
+    }
+
+    /// An engine for these requests.
+    pub(crate) fn engine_for(&mut self, requests: &[Request], slots: usize) -> Result<Engine> {
+        let longest = requests.iter().map(|r| r.prompt.len() + r.max_new_tokens).max().unwrap_or(2);
+        self.engine(longest, slots)
+    }
+
+    /// An engine for a chat. Its context is what the session has from now on.
+    pub(crate) fn chat_engine(&mut self) -> Result<Engine> {
+        self.context = self.context.min(CHAT_CAPACITY);
+        self.engine(self.context, 1)
+    }
+
+    fn engine(&mut self, capacity: usize, slots: usize) -> Result<Engine> {
+        let Opened { model, store } = &mut self.opened;
+        let options = EngineOptions { slots, capacity, chunk: CHUNK, batching: Batching::Throughput };
+        Ok(Engine::new(model, &*self.device, store, options, Some(self.text.tokenizer.clone()))?)
+    }
+
+    /// The weights.
+    pub(crate) fn store(&mut self) -> &mut Store {
+        &mut self.opened.store
+    }
+
+    /// The model's file or folder.
+    pub(crate) fn model_path(&self) -> &Path {
+        self.opened.model.checkpoint().path()
+    }
+}
+
+/// The flags over what the model's authors recommend.
+fn sampling(args: &InferArgs, recommended: &Generation) -> Result<Sampling> {
+    let mut sampling = Sampling::recommended(recommended);
+    let flags = [
+        (args.temperature, &mut sampling.temperature),
+        (args.top_p, &mut sampling.top_p),
+        (args.min_p, &mut sampling.min_p),
+        (args.repetition_penalty, &mut sampling.repetition_penalty),
+        (args.presence_penalty, &mut sampling.presence_penalty),
+        (args.frequency_penalty, &mut sampling.frequency_penalty),
+    ];
+    for (flag, setting) in flags {
+        *setting = flag.unwrap_or(*setting);
+    }
+    sampling.top_k = args.top_k.unwrap_or(sampling.top_k);
+    sampling.seed = args.seed.unwrap_or(sampling.seed);
+    sampling.check()?;
+    let greedy = sampling.temperature == 0.0;
+    let idle = [("top_k", args.top_k.is_some_and(|k| k > 1)), ("top_p", args.top_p.is_some()), ("min_p", args.min_p.is_some())];
+    if let Some((name, _)) = idle.iter().find(|(_, given)| greedy && *given) {
+        bail!("`--{name}` has no effect on greedy answers\nhint: add `--temperature 1`");
+    }
+    Ok(sampling)
+}
+
+/// The text, or that of the .txt file which it names.
+pub(crate) fn system_prompt(system: &str) -> Result<String> {
+    let path = Path::new(system);
+    if path.extension().is_some_and(|e| e == "txt") && path.is_file() {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{system}`"))?;
+        return Ok(text.trim_end().to_string());
+    }
+    Ok(system.to_string())
+}
+
+/// Answers.
 pub(crate) fn infer(environment: &Environment, args: &InferArgs) -> Result<ExitCode> {
-    let device = environment.device()?;
-    let (model, plugin, tuner) = (args.model.as_deref(), args.model_plugin.as_deref(), args.tuner_type.as_deref());
-    let mut opened = open(environment, &*device, model, plugin, args.adapters.as_deref(), tuner)?;
+    if !args.val_dataset.is_empty() {
+        return infer_dataset::infer_dataset(environment, Session::new(environment, args)?, args);
+    }
+    let idle = [
+        ("dataset_plugin", args.dataset_plugin.is_some()),
+        ("max_batch_size", args.max_batch_size.is_some()),
+        ("result_path", args.result_path.is_some()),
+        ("write_batch_size", args.write_batch_size.is_some()),
+        ("logprobs", args.logprobs.is_some()),
+    ];
+    if let Some((name, _)) = idle.iter().find(|(_, given)| *given) {
+        bail!("`--{name}` has no effect without `--val_dataset`");
+    }
     let prompt = match &args.prompt {
         Some(prompt) => prompt.clone(),
-        None if std::io::stdin().is_terminal() => bail!("no `--prompt` was given, and standard input is a terminal"),
+        None if std::io::stdin().is_terminal() => {
+            return chat::chat(Session::new(environment, args)?, args.stream.unwrap_or(true));
+        }
         None => {
             let mut text = String::new();
             std::io::stdin().take(16 << 20).read_to_string(&mut text).context("cannot read standard input")?;
             text.trim_end().to_string()
         }
     };
-    if !(0.0..=1.0).contains(&args.top_p) || !args.temperature.is_finite() || args.temperature < 0.0 {
-        bail!("`--top_p` must be between 0 and 1 and `--temperature` at least 0");
-    }
-    let text = text_of(opened.model.checkpoint())?;
-    let context = opened.model.config()["max_position_embeddings"].as_u64().unwrap_or(u64::MAX) as usize;
-    let length = text.tokenizer.encode(&prompt, false)?.len() + 256;
-    let capacity = (length + args.max_new_tokens).min(context.min(MAX_CAPACITY.max(length)));
-    let mut generator = Generator::new(&mut opened.model, &*device, &mut opened.store, 1, capacity)?;
-    let system = args.system.iter().map(|s| Turn::new("system", s));
-    let turns: Vec<Turn> = system.chain([Turn::new("user", prompt)]).collect();
-    let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
+    let mut session = Session::new(environment, args)?;
+    let request = session.request(session.prompt(&[Turn::new("user", prompt)], None)?)?;
+    let mut engine = session.engine_for(std::slice::from_ref(&request), 1)?;
+    engine.submit(request)?;
+    let stream = args.stream.unwrap_or(true);
+    let (mut answer, mut fine) = (String::new(), true);
     let mut out = std::io::stdout().lock();
-    let made = answer(&mut generator, &mut opened.store, &text, &turns, args.max_new_tokens, &sampling, |piece| {
+    engine.drain(session.store(), |update| {
+        answer.push_str(&update.text);
         // A closed pipe ends the answer quietly.
-        let fine = !args.stream || write!(out, "{piece}").and_then(|()| out.flush()).is_ok();
-        if fine { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        fine = !stream || update.text.is_empty() || write!(out, "{}", update.text).and_then(|()| out.flush()).is_ok();
+        if fine { std::ops::ControlFlow::Continue(()) } else { std::ops::ControlFlow::Break(()) }
     })?;
-    let end = if args.stream { writeln!(out) } else { writeln!(out, "{made}") };
-    Ok(if end.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let end = if stream { writeln!(out) } else { writeln!(out, "{answer}") };
+    Ok(if fine && end.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

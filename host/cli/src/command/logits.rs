@@ -15,9 +15,7 @@ use crate::environment::Environment;
 /// Writes `logits`, `[tokens, vocab]` f32.
 pub(crate) fn logits(environment: &Environment, args: &LogitsArgs) -> Result<ExitCode> {
     let device = environment.device()?;
-    let model = Some(args.model.as_str());
-    let mut opened =
-        open(environment, &*device, model, args.model_plugin.as_deref(), args.adapters.as_deref(), args.tuner_type.as_deref())?;
+    let mut opened = open(environment, &*device, &args.model)?;
     let tokens = match &args.text {
         Some(text) => {
             let tokenizer = text_of(opened.model.checkpoint())?.tokenizer;

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use swift_plugin::Kind as PluginKind;
 use swift_train::Question;
 
-use crate::args::{InferArgs, RunArgs, TrainArgs};
+use crate::args::{InferArgs, ModelArgs, RunArgs, TrainArgs};
 use crate::command::{infer, train};
 use crate::environment::Environment;
 use crate::settings::Kind;
@@ -21,18 +21,11 @@ pub(crate) fn run(environment: &Environment, args: &RunArgs) -> Result<ExitCode>
         Job::Answer { model_plugin } => infer::infer(
             environment,
             &InferArgs {
-                model: args.train.model.clone(),
-                model_plugin: Some(model_plugin),
-                adapters: None,
-                tuner_type: None,
+                model: ModelArgs { model: args.train.model.clone(), model_plugin: Some(model_plugin), ..ModelArgs::default() },
                 prompt: args.prompt.clone(),
                 system: args.train.system.clone(),
-                max_new_tokens: 64,
-                temperature: 0.0,
-                top_k: 0,
-                top_p: 1.0,
-                seed: 42,
-                stream: true,
+                max_new_tokens: Some(64),
+                ..InferArgs::default()
             },
         ),
     }

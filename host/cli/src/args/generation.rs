@@ -1,0 +1,186 @@
+//! Flags of the commands that run a model without training it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+/// Which model.
+#[derive(Clone, Debug, Default, Args)]
+#[command(rename_all = "snake_case")]
+pub(crate) struct ModelArgs {
+    /// GGUF file, Hugging Face folder, or `swift-tiny`; with `--adapters` taken from there when not given.
+    #[arg(long, help_heading = "Model", alias = "model_id_or_path")]
+    pub(crate) model: Option<String>,
+    /// Model plugin [default: by the model's architecture].
+    #[arg(long, help_heading = "Model", value_name = "PLUGIN")]
+    pub(crate) model_plugin: Option<String>,
+    /// Adapter folder, for example a `checkpoint-N` of a run.
+    #[arg(long, help_heading = "Model", value_name = "DIR", alias = "ckpt_dir")]
+    pub(crate) adapters: Option<PathBuf>,
+    /// Tuner plugin of the adapter [default: by its configuration].
+    #[arg(long, help_heading = "Model", value_name = "PLUGIN")]
+    pub(crate) tuner_type: Option<String>,
+}
+
+/// `infer`.
+#[derive(Clone, Debug, Default, Args)]
+#[command(rename_all = "snake_case")]
+pub(crate) struct InferArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+
+    /// Answer this one question. Without it and without `--val_dataset`, a chat starts if standard input is a terminal, and is read
+    /// as the question if not.
+    #[arg(long, help_heading = "Input")]
+    pub(crate) prompt: Option<String>,
+    /// Answer the rows of JSON, JSONL or text files, each with an optional `#count`.
+    #[arg(long, help_heading = "Input", num_args = 1.., value_name = "DATASET", conflicts_with = "prompt")]
+    pub(crate) val_dataset: Vec<String>,
+    /// Dataset plugin that maps rows [default: by the rows' keys].
+    #[arg(long, help_heading = "Input", value_name = "PLUGIN")]
+    pub(crate) dataset_plugin: Option<String>,
+    /// System prompt, or a .txt file with it.
+    #[arg(long, help_heading = "Input")]
+    pub(crate) system: Option<String>,
+    /// Use the model's chat template; otherwise it continues plain text [default: true].
+    #[arg(long, help_heading = "Input", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) use_chat_template: Option<bool>,
+    /// Tokens of prompt and answer together at most [default: the model's context].
+    #[arg(long, help_heading = "Input", value_name = "N")]
+    pub(crate) max_length: Option<usize>,
+
+    /// New tokens at most [default: what the context leaves].
+    #[arg(long, help_heading = "Generation", value_name = "N")]
+    pub(crate) max_new_tokens: Option<usize>,
+    /// 0 is greedy [default: the model's `generation_config.json`, else greedy].
+    #[arg(long, help_heading = "Generation", value_name = "X")]
+    pub(crate) temperature: Option<f32>,
+    /// Only the K likeliest tokens; 0 for all, 1 is greedy [default: as above].
+    #[arg(long, help_heading = "Generation", value_name = "K")]
+    pub(crate) top_k: Option<usize>,
+    /// Only the likeliest tokens that together reach P [default: as above].
+    #[arg(long, help_heading = "Generation", value_name = "P")]
+    pub(crate) top_p: Option<f32>,
+    /// Only tokens at least P times as likely as the likeliest [default: as above].
+    #[arg(long, help_heading = "Generation", value_name = "P")]
+    pub(crate) min_p: Option<f32>,
+    /// Divides the logits of tokens that already occurred [default: as above].
+    #[arg(long, help_heading = "Generation", value_name = "X")]
+    pub(crate) repetition_penalty: Option<f32>,
+    /// Taken off the logits of tokens that the answer already has [default: 0].
+    #[arg(long, help_heading = "Generation", value_name = "X", allow_negative_numbers = true)]
+    pub(crate) presence_penalty: Option<f32>,
+    /// Taken off the logits for each time that the answer has the token [default: 0].
+    #[arg(long, help_heading = "Generation", value_name = "X", allow_negative_numbers = true)]
+    pub(crate) frequency_penalty: Option<f32>,
+    /// Texts that end an answer.
+    #[arg(long, help_heading = "Generation", num_args = 1.., value_name = "TEXT")]
+    pub(crate) stop_words: Vec<String>,
+    /// Seed of the draws [default: 42].
+    #[arg(long, help_heading = "Generation", value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Print tokens as they come [default: true, with `--val_dataset` false].
+    #[arg(long, help_heading = "Generation", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) stream: Option<bool>,
+
+    /// Rows answered at once; -1 for as many as 64 [default: 1].
+    #[arg(long, help_heading = "Datasets", value_name = "N", allow_negative_numbers = true)]
+    pub(crate) max_batch_size: Option<i64>,
+    /// File to write [default: infer_result/<time>.jsonl in the adapter's, else the model's folder].
+    #[arg(long, help_heading = "Datasets", value_name = "FILE")]
+    pub(crate) result_path: Option<PathBuf>,
+    /// Rows between writes [default: 1000].
+    #[arg(long, help_heading = "Datasets", value_name = "N")]
+    pub(crate) write_batch_size: Option<usize>,
+    /// Record log-probabilities of the answers' tokens.
+    #[arg(long, help_heading = "Datasets", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) logprobs: Option<bool>,
+    /// And those of so many of the likeliest tokens at each place.
+    #[arg(long, help_heading = "Datasets", value_name = "N", requires = "logprobs")]
+    pub(crate) top_logprobs: Option<usize>,
+}
+
+/// `perplexity`.
+#[derive(Debug, Args)]
+#[command(rename_all = "snake_case")]
+pub(crate) struct PerplexityArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Text files, read whole, or JSON and JSONL datasets, whose conversations are rendered with the chat template.
+    #[arg(long, num_args = 1.., value_name = "FILE", required = true)]
+    pub(crate) dataset: Vec<String>,
+    /// Dataset plugin that maps rows [default: by the rows' keys].
+    #[arg(long, value_name = "PLUGIN")]
+    pub(crate) dataset_plugin: Option<String>,
+    /// Tokens that the model sees at once [default: its context, at most 512].
+    #[arg(long, value_name = "N")]
+    pub(crate) max_length: Option<usize>,
+    /// Tokens by which the context slides on; each token is scored once, with at least max_length - stride tokens before it
+    /// [default: half of max_length].
+    #[arg(long, value_name = "N")]
+    pub(crate) stride: Option<usize>,
+    /// Score no more tokens than this.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_tokens: Option<usize>,
+    /// As JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `embed`.
+#[derive(Debug, Args)]
+#[command(rename_all = "snake_case")]
+pub(crate) struct EmbedArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// A text. May be repeated.
+    #[arg(long, value_name = "TEXT", required_unless_present = "file")]
+    pub(crate) text: Vec<String>,
+    /// A file with one text a line.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// `mean` of all tokens, `cls` the first token, or `last` the last token [default: mean for encoders, last for decoders].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) pooling: Option<String>,
+    /// Scale vectors to length 1.
+    #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", default_value = "true", value_name = "BOOL")]
+    pub(crate) normalize: bool,
+    /// File to write [default: standard output].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+/// `bench ...`
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Time to take in a prompt.
+    Prefill(BenchArgs),
+    /// Time of each further token.
+    Decode(BenchArgs),
+}
+
+/// `bench prefill` and `bench decode`.
+#[derive(Debug, Args)]
+#[command(rename_all = "snake_case")]
+pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Tokens of each prompt.
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    pub(crate) prompt: usize,
+    /// New tokens of each sequence.
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    pub(crate) new: usize,
+    /// Sequences at once.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub(crate) sequences: usize,
+    /// Runs; the median counts.
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub(crate) repeat: usize,
+    /// Also print where the time went, by op.
+    #[arg(long)]
+    pub(crate) profile: bool,
+    /// As JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}

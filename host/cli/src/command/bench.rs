@@ -1,0 +1,216 @@
+//! `bench`: speed of prefill and decode, beside what the machine can do.
+
+use std::io::Read;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use swift_graph::{Bindings, DType, Dim, Graph, ParamInfo, SymbolId, Type};
+use swift_runtime::{Device, HostTensor, Inputs};
+use swift_serve::{Batching, Engine, EngineOptions, Request, compile};
+
+use crate::args::{BenchArgs, BenchCommand};
+use crate::command::infer::{Opened, open};
+use crate::environment::Environment;
+
+/// Bytes read to measure the bandwidth; far beyond caches.
+const SWEEP_BYTES: usize = 256 << 20;
+/// Rows, columns and depth of the product that measures arithmetic.
+const PRODUCT: usize = 1024;
+/// A prompt of about 20 tokens.
+const SHORT_PROMPT: &str = "Name the three largest cities of Italy and say one thing about each of them.";
+
+/// What the machine reached in simple loops, just before.
+struct Ceilings {
+    bytes_per_second: f64,
+    flops_per_second: f64,
+}
+
+/// One measured phase.
+struct Phase {
+    tokens: usize,
+    seconds: f64,
+    bytes: u64,
+    flops: u64,
+    /// Share of the wall time that no kernel ran.
+    outside: f64,
+}
+
+/// Measures and prints.
+pub(crate) fn bench(environment: &Environment, command: &BenchCommand) -> Result<ExitCode> {
+    let (args, decode) = match command {
+        BenchCommand::Prefill(args) => (args, false),
+        BenchCommand::Decode(args) => (args, true),
+    };
+    if args.prompt == 0 || args.sequences == 0 || args.repeat == 0 || decode && args.new < 2 {
+        bail!("`--prompt`, `--sequences` and `--repeat` must be at least 1, and `--new` at least 2");
+    }
+    let device = environment.device()?;
+    let mut opened = open(environment, &*device, &args.model)?;
+    let vocab = opened.model.config()["vocab_size"].as_u64().unwrap_or(256).max(8);
+    let options = EngineOptions {
+        slots: args.sequences,
+        capacity: args.prompt + args.new + 1,
+        chunk: args.prompt * args.sequences,
+        batching: Batching::Throughput,
+    };
+    let Opened { model, store } = &mut opened;
+    let mut engine = Engine::new(model, &*device, store, options, None)?;
+    // Any tokens do: time does not depend on which.
+    let prompt: Vec<i32> = (0..args.prompt as u64).map(|i| (3 + i * 7919 % (vocab - 3)) as i32).collect();
+    let mut runs = Vec::with_capacity(args.repeat);
+    // The first run warms caches up, the last one is measured launch by launch.
+    for run in 0..=args.repeat + 1 {
+        let profiled = run > args.repeat;
+        for _ in 0..args.sequences {
+            engine.submit(Request::new(prompt.clone(), if decode { args.new } else { 1 }))?;
+        }
+        engine.set_profiling(profiled && !decode);
+        let start = Instant::now();
+        engine.step(store)?;
+        let prefill = start.elapsed();
+        let taken_in = engine.profile().cloned();
+        engine.set_profiling(profiled && decode);
+        let (start, mut steps) = (Instant::now(), 0);
+        while !engine.is_idle() {
+            engine.step(store)?;
+            steps += 1;
+        }
+        let measured = (prefill, start.elapsed(), steps);
+        match (run, profiled) {
+            (0, _) => {}
+            (_, false) => runs.push(measured),
+            (_, true) => {
+                let profile = taken_in.or(engine.profile().cloned()).unwrap_or_default();
+                let wall = if decode { measured.1 } else { measured.0 };
+                let bytes = profile.rows.values().map(|row| row.bytes).sum();
+                let flops = profile.rows.values().map(|row| row.flops).sum();
+                let outside = 1.0 - profile.total().as_secs_f64() / wall.as_secs_f64();
+                let seconds = |of: &dyn Fn(&(Duration, Duration, usize)) -> Duration| {
+                    let mut times: Vec<f64> = runs.iter().map(|r| of(r).as_secs_f64()).collect();
+                    times.sort_by(f64::total_cmp);
+                    times[times.len() / 2]
+                };
+                let prefill = seconds(&|r| r.0);
+                let (tokens, time) = match decode {
+                    true => (args.sequences * measured.2, seconds(&|r| r.1)),
+                    false => (args.sequences * args.prompt, prefill),
+                };
+                let phase = Phase { tokens, seconds: time, bytes, flops, outside };
+                let prefill_rate = (args.sequences * args.prompt) as f64 / prefill;
+                let ceilings = ceilings(environment, &*device)?;
+                if args.profile {
+                    eprintln!("{profile}");
+                }
+                let first = first_token(environment, args)?;
+                report(args, decode, &phase, prefill_rate, &ceilings, first);
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn report(args: &BenchArgs, decode: bool, phase: &Phase, prefill: f64, ceilings: &Ceilings, first: f64) {
+    let rate = phase.tokens as f64 / phase.seconds;
+    let (bytes, flops) = (phase.bytes as f64 / phase.seconds, phase.flops as f64 / phase.seconds);
+    let (of_bytes, of_flops) = (bytes / ceilings.bytes_per_second, flops / ceilings.flops_per_second);
+    let decode_rate = decode.then_some(rate);
+    if args.json {
+        let round = |x: f64| (x * 1000.0).round() / 1000.0;
+        let mut out = json!({
+            "prefill_tok_s": round(prefill),
+            "decode_tok_s": decode_rate.map_or(Value::Null, |r| round(r).into()),
+            "prompt": args.prompt, "new": if decode { args.new } else { 1 }, "sequences": args.sequences,
+            "time_to_first_token_s": round(first),
+            "gbytes_s": round(bytes / 1e9), "gflops": round(flops / 1e9),
+            "ceiling_gbytes_s": round(ceilings.bytes_per_second / 1e9), "ceiling_gflops": round(ceilings.flops_per_second / 1e9),
+            "share_of_bandwidth": round(of_bytes), "share_of_flops": round(of_flops),
+            "share_outside_kernels": round(phase.outside),
+        });
+        if !decode && let Some(out) = out.as_object_mut() {
+            out.remove("decode_tok_s");
+        }
+        outln!("{out}");
+        return;
+    }
+    outln!("prefill        {prefill:>10.1} tok/s   {} tokens, {} sequences", args.prompt, args.sequences);
+    if let Some(rate) = decode_rate {
+        outln!("decode         {rate:>10.1} tok/s   {} tokens after the prompt", args.new - 1);
+    }
+    outln!("first token    {:>10.0} ms      from process start, 20-token prompt", first * 1e3);
+    outln!("memory read    {:>10.1} GB/s    {:.0}% of {:.1}", bytes / 1e9, of_bytes * 100.0, ceilings.bytes_per_second / 1e9);
+    outln!("arithmetic     {:>10.1} GFLOP/s {:.0}% of {:.1}", flops / 1e9, of_flops * 100.0, ceilings.flops_per_second / 1e9);
+    outln!("outside kernels{:>10.1} %", phase.outside * 100.0);
+}
+
+/// Reads memory with all threads, and multiplies matrices of floats.
+fn ceilings(environment: &Environment, device: &dyn Device) -> Result<Ceilings> {
+    let words = vec![1u64; SWEEP_BYTES / 8];
+    let sweep = || {
+        let start = Instant::now();
+        let sum: u64 = std::thread::scope(|scope| {
+            let share = words.len().div_ceil(environment.threads);
+            let parts: Vec<_> = words.chunks(share).map(|part| scope.spawn(|| part.iter().sum::<u64>())).collect();
+            parts.into_iter().map(|part| part.join().unwrap_or(0)).sum()
+        });
+        std::hint::black_box(sum);
+        SWEEP_BYTES as f64 / start.elapsed().as_secs_f64()
+    };
+    let bytes_per_second = (0..5).map(|_| sweep()).fold(0.0, f64::max);
+    let mut g = Graph::default();
+    let x = g.input("x", Type::new(DType::F32, vec![Dim::symbol(SymbolId::TOKENS), Dim::fixed(PRODUCT as u64)]))?;
+    let shape = vec![PRODUCT as u64, PRODUCT as u64];
+    let w = g.declare_param(ParamInfo { name: "w".into(), shape, trainable: false })?;
+    let w = g.param(w)?;
+    let y = g.linear(x, w)?;
+    g.outputs.push(("y".into(), y));
+    let mut store = device.store();
+    let ones = vec![1.0f32; PRODUCT * PRODUCT];
+    store.insert_f32("w", vec![PRODUCT, PRODUCT], ones.clone())?;
+    let mut program = compile(device, &store, g)?;
+    program.set_profiling(true);
+    let bindings = Bindings::new().with(SymbolId::TOKENS, PRODUCT as u64);
+    let inputs = Inputs::new().with("x", HostTensor::f32([PRODUCT, PRODUCT], ones));
+    let mut flops_per_second = 0f64;
+    for _ in 0..5 {
+        program.set_profiling(true);
+        program.run(&mut store, &bindings, &inputs)?;
+        let seconds = program.profile().map_or(f64::MAX, |p| p.total().as_secs_f64());
+        flops_per_second = flops_per_second.max(2.0 * (PRODUCT as f64).powi(3) / seconds);
+    }
+    Ok(Ceilings { bytes_per_second, flops_per_second })
+}
+
+/// Seconds from the start of a new process to its first token; the median of three.
+fn first_token(environment: &Environment, args: &BenchArgs) -> Result<f64> {
+    let program = std::env::current_exe().context("cannot find the program's own file")?;
+    let mut times = Vec::with_capacity(3);
+    for _ in 0..3 {
+        let mut command = Command::new(&program);
+        command.args(["infer", "--max_new_tokens", "1", "--max_length", "256", "--temperature", "0", "--prompt", SHORT_PROMPT]);
+        command.arg("--threads").arg(environment.threads.to_string());
+        let texts = [
+            ("--model", &args.model.model),
+            ("--model_plugin", &args.model.model_plugin),
+            ("--tuner_type", &args.model.tuner_type),
+        ];
+        for (flag, value) in texts.into_iter().filter_map(|(f, v)| Some((f, v.as_ref()?))) {
+            command.arg(flag).arg(value);
+        }
+        if let Some(adapters) = &args.model.adapters {
+            command.arg("--adapters").arg(adapters);
+        }
+        let start = Instant::now();
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+        let mut child = child.context("cannot start the program again")?;
+        let mut byte = [0];
+        if let Some(out) = child.stdout.as_mut() {
+            out.read_exact(&mut byte).context("the program, started again, gave no token")?;
+        }
+        times.push(start.elapsed().as_secs_f64());
+        child.wait().context("cannot wait for the program")?;
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[1])
+}
