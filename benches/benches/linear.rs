@@ -8,7 +8,8 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use swift_benches::{ceiling, fastest};
+use swift_benches::fastest;
+use swift_kernels::ceiling::Ceilings;
 use swift_kernels::format::{Format, Weight};
 use swift_kernels::gemm::{MatRef, gemm};
 use swift_kernels::linear::int8::{Panels, linear_int8, quantize_rows, quantized_words, repack, repacked_bytes};
@@ -125,8 +126,8 @@ fn main() {
             filter = arg;
         }
     }
-    let bytes_per_second = ceiling::reading(&pool);
-    let byte_products = ceiling::byte_products(&pool);
+    let ceilings = Ceilings::measure(&pool);
+    let (bytes_per_second, byte_products) = (ceilings.read, ceilings.int8_ops * 1e-9);
     println!(
         "{} threads, {}; reading {:.1} GB/s, byte products {byte_products:.0} GOP/s",
         pool.threads(),

@@ -1,7 +1,5 @@
 //! Timing for the benches of this package: the best of several runs, no statistics.
 
-pub mod ceiling;
-
 use std::time::{Duration, Instant};
 
 /// Seconds of the fastest run of `body`, repeated for at least `budget`.

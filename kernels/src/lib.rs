@@ -14,6 +14,7 @@
 //! * Wrong lengths are programmer mistakes and panic at the caller's line.
 
 pub mod attention;
+pub mod ceiling;
 pub mod cross_entropy;
 pub mod elementwise;
 pub mod format;

@@ -119,6 +119,7 @@ fn flags_are_checked() {
     cases.push((sft("--target_modules nothing_proj"), vec!["no layer", "q_proj"]));
     cases.push((sft("--plugin lora"), vec!["--plugin"]));
     cases.push(("run --plugin lora --plugin dora".into(), vec!["two", "dora"]));
+    cases.push(("bench kernels --only gem".into(), vec!["gem", "attention"]));
     cases.push(("logits --model swift-tiny --tokens 1,99999999 --out x.safetensors".into(), vec!["99999999"]));
     let cases: Vec<(&str, &[&str])> = cases.iter().map(|(line, words)| (line.as_str(), words.as_slice())).collect();
     refuses(dir.path(), &cases);
@@ -157,7 +158,7 @@ fn only_data_goes_to_standard_output() {
 #[test]
 fn help_reads_well() {
     let dir = tempfile::tempdir().unwrap();
-    let commands = "run,sft,pt,infer,logits,export,estimate,doctor,plugin,plugin list,plugin inspect,plugin trace,plugin build";
+    let commands = "run,sft,pt,infer,logits,perplexity,embed,export,estimate,doctor,bench,bench prefill,bench decode,bench kernels,plugin,plugin list,plugin inspect,plugin trace,plugin build";
     let main = swift_host(dir.path(), "--help").ok().stdout;
     for command in commands.split(',') {
         let help = swift_host(dir.path(), &format!("{command} --help")).ok().stdout;

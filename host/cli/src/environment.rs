@@ -62,7 +62,12 @@ impl Environment {
 
     /// The device to compute on.
     pub(crate) fn device(&self) -> Result<Box<dyn Device>> {
-        Ok(Box::new(CpuDevice::new(CpuOptions { threads: self.threads, isa: self.isa })?))
+        Ok(Box::new(self.cpu()?))
+    }
+
+    /// The processor, for what only a processor has.
+    pub(crate) fn cpu(&self) -> Result<CpuDevice> {
+        Ok(CpuDevice::new(CpuOptions { threads: self.threads, isa: self.isa })?)
     }
 
     /// A plugin by path or bundled name.

@@ -10,6 +10,7 @@
 //!
 //! **Invariant:** the same plan, store, bindings and inputs give bitwise the same results for any number of threads.
 
+pub mod bench;
 mod buffer;
 pub mod cpu;
 mod device;
@@ -25,6 +26,7 @@ pub use error::{Error, Result};
 pub use profile::{Profile, ProfileRow};
 pub use random::Distribution;
 pub use store::{Bytes, DenseTensor, Kind, Store, StoreBytes};
+pub use swift_kernels::ceiling::Ceilings;
 pub use swift_kernels::format::Format;
 pub use swift_kernels::isa::Isa;
 pub use tensor::HostTensor;

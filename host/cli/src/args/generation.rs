@@ -157,6 +157,19 @@ pub(crate) enum BenchCommand {
     Prefill(BenchArgs),
     /// Time of each further token.
     Decode(BenchArgs),
+    /// Every kernel family, in percent of the measured ceilings of this machine.
+    Kernels(BenchKernelsArgs),
+}
+
+/// `bench kernels`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchKernelsArgs {
+    /// Only this family: gemm, linear, attention, cross-entropy, lora or memory. May be repeated.
+    #[arg(long, value_name = "FAMILY")]
+    pub(crate) only: Vec<String>,
+    /// One JSON object a line instead of a table.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// `bench prefill` and `bench decode`.

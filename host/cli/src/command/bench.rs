@@ -6,26 +6,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
-use swift_graph::{Bindings, DType, Dim, Graph, ParamInfo, SymbolId, Type};
-use swift_runtime::{Device, HostTensor, Inputs};
-use swift_serve::{Batching, Engine, EngineOptions, Request, compile};
+use swift_runtime::Ceilings;
+use swift_serve::{Batching, Engine, EngineOptions, Request};
 
 use crate::args::{BenchArgs, BenchCommand};
 use crate::command::infer::{Opened, open};
+use crate::command::kernels::kernels;
 use crate::environment::Environment;
 
-/// Bytes read to measure the bandwidth; far beyond caches.
-const SWEEP_BYTES: usize = 256 << 20;
-/// Rows, columns and depth of the product that measures arithmetic.
-const PRODUCT: usize = 1024;
 /// A prompt of about 20 tokens.
 const SHORT_PROMPT: &str = "Name the three largest cities of Italy and say one thing about each of them.";
-
-/// What the machine reached in simple loops, just before.
-struct Ceilings {
-    bytes_per_second: f64,
-    flops_per_second: f64,
-}
 
 /// One measured phase.
 struct Phase {
@@ -42,12 +32,13 @@ pub(crate) fn bench(environment: &Environment, command: &BenchCommand) -> Result
     let (args, decode) = match command {
         BenchCommand::Prefill(args) => (args, false),
         BenchCommand::Decode(args) => (args, true),
+        BenchCommand::Kernels(args) => return kernels(environment, args),
     };
     if args.prompt == 0 || args.sequences == 0 || args.repeat == 0 || decode && args.new < 2 {
         bail!("`--prompt`, `--sequences` and `--repeat` must be at least 1, and `--new` at least 2");
     }
-    let device = environment.device()?;
-    let mut opened = open(environment, &*device, &args.model)?;
+    let device = environment.cpu()?;
+    let mut opened = open(environment, &device, &args.model)?;
     let vocab = opened.model.config()["vocab_size"].as_u64().unwrap_or(256).max(8);
     let options = EngineOptions {
         slots: args.sequences,
@@ -56,7 +47,7 @@ pub(crate) fn bench(environment: &Environment, command: &BenchCommand) -> Result
         batching: Batching::Throughput,
     };
     let Opened { model, store } = &mut opened;
-    let mut engine = Engine::new(model, &*device, store, options, None)?;
+    let mut engine = Engine::new(model, &device, store, options, None)?;
     // Any tokens do: time does not depend on which.
     let prompt: Vec<i32> = (0..args.prompt as u64).map(|i| (3 + i * 7919 % (vocab - 3)) as i32).collect();
     let mut runs = Vec::with_capacity(args.repeat);
@@ -99,7 +90,7 @@ pub(crate) fn bench(environment: &Environment, command: &BenchCommand) -> Result
                 };
                 let phase = Phase { tokens, seconds: time, bytes, flops, outside };
                 let prefill_rate = (args.sequences * args.prompt) as f64 / prefill;
-                let ceilings = ceilings(environment, &*device)?;
+                let ceilings = device.ceilings();
                 if args.profile {
                     eprintln!("{profile}");
                 }
@@ -114,7 +105,7 @@ pub(crate) fn bench(environment: &Environment, command: &BenchCommand) -> Result
 fn report(args: &BenchArgs, decode: bool, phase: &Phase, prefill: f64, ceilings: &Ceilings, first: f64) {
     let rate = phase.tokens as f64 / phase.seconds;
     let (bytes, flops) = (phase.bytes as f64 / phase.seconds, phase.flops as f64 / phase.seconds);
-    let (of_bytes, of_flops) = (bytes / ceilings.bytes_per_second, flops / ceilings.flops_per_second);
+    let (of_bytes, of_flops) = (bytes / ceilings.read, flops / ceilings.flops);
     let decode_rate = decode.then_some(rate);
     if args.json {
         let round = |x: f64| (x * 1000.0).round() / 1000.0;
@@ -124,7 +115,7 @@ fn report(args: &BenchArgs, decode: bool, phase: &Phase, prefill: f64, ceilings:
             "prompt": args.prompt, "new": if decode { args.new } else { 1 }, "sequences": args.sequences,
             "time_to_first_token_s": round(first),
             "gbytes_s": round(bytes / 1e9), "gflops": round(flops / 1e9),
-            "ceiling_gbytes_s": round(ceilings.bytes_per_second / 1e9), "ceiling_gflops": round(ceilings.flops_per_second / 1e9),
+            "ceiling_gbytes_s": round(ceilings.read / 1e9), "ceiling_gflops": round(ceilings.flops / 1e9),
             "share_of_bandwidth": round(of_bytes), "share_of_flops": round(of_flops),
             "share_outside_kernels": round(phase.outside),
         });
@@ -139,47 +130,9 @@ fn report(args: &BenchArgs, decode: bool, phase: &Phase, prefill: f64, ceilings:
         outln!("decode         {rate:>10.1} tok/s   {} tokens after the prompt", args.new - 1);
     }
     outln!("first token    {:>10.0} ms      from process start, 20-token prompt", first * 1e3);
-    outln!("memory read    {:>10.1} GB/s    {:.0}% of {:.1}", bytes / 1e9, of_bytes * 100.0, ceilings.bytes_per_second / 1e9);
-    outln!("arithmetic     {:>10.1} GFLOP/s {:.0}% of {:.1}", flops / 1e9, of_flops * 100.0, ceilings.flops_per_second / 1e9);
+    outln!("memory read    {:>10.1} GB/s    {:.0}% of {:.1}", bytes / 1e9, of_bytes * 100.0, ceilings.read / 1e9);
+    outln!("arithmetic     {:>10.1} GFLOP/s {:.0}% of {:.1}", flops / 1e9, of_flops * 100.0, ceilings.flops / 1e9);
     outln!("outside kernels{:>10.1} %", phase.outside * 100.0);
-}
-
-/// Reads memory with all threads, and multiplies matrices of floats.
-fn ceilings(environment: &Environment, device: &dyn Device) -> Result<Ceilings> {
-    let words = vec![1u64; SWEEP_BYTES / 8];
-    let sweep = || {
-        let start = Instant::now();
-        let sum: u64 = std::thread::scope(|scope| {
-            let share = words.len().div_ceil(environment.threads);
-            let parts: Vec<_> = words.chunks(share).map(|part| scope.spawn(|| part.iter().sum::<u64>())).collect();
-            parts.into_iter().map(|part| part.join().unwrap_or(0)).sum()
-        });
-        std::hint::black_box(sum);
-        SWEEP_BYTES as f64 / start.elapsed().as_secs_f64()
-    };
-    let bytes_per_second = (0..5).map(|_| sweep()).fold(0.0, f64::max);
-    let mut g = Graph::default();
-    let x = g.input("x", Type::new(DType::F32, vec![Dim::symbol(SymbolId::TOKENS), Dim::fixed(PRODUCT as u64)]))?;
-    let shape = vec![PRODUCT as u64, PRODUCT as u64];
-    let w = g.declare_param(ParamInfo { name: "w".into(), shape, trainable: false })?;
-    let w = g.param(w)?;
-    let y = g.linear(x, w)?;
-    g.outputs.push(("y".into(), y));
-    let mut store = device.store();
-    let ones = vec![1.0f32; PRODUCT * PRODUCT];
-    store.insert_f32("w", vec![PRODUCT, PRODUCT], ones.clone())?;
-    let mut program = compile(device, &store, g)?;
-    program.set_profiling(true);
-    let bindings = Bindings::new().with(SymbolId::TOKENS, PRODUCT as u64);
-    let inputs = Inputs::new().with("x", HostTensor::f32([PRODUCT, PRODUCT], ones));
-    let mut flops_per_second = 0f64;
-    for _ in 0..5 {
-        program.set_profiling(true);
-        program.run(&mut store, &bindings, &inputs)?;
-        let seconds = program.profile().map_or(f64::MAX, |p| p.total().as_secs_f64());
-        flops_per_second = flops_per_second.max(2.0 * (PRODUCT as f64).powi(3) / seconds);
-    }
-    Ok(Ceilings { bytes_per_second, flops_per_second })
 }
 
 /// Seconds from the start of a new process to its first token; the median of three.

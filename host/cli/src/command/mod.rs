@@ -8,6 +8,7 @@ pub(crate) mod estimate;
 pub(crate) mod export;
 pub(crate) mod infer;
 pub(crate) mod infer_dataset;
+pub(crate) mod kernels;
 pub(crate) mod logits;
 pub(crate) mod perplexity;
 pub(crate) mod plugin;

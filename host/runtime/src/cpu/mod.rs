@@ -32,6 +32,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use swift_graph::Op;
 use swift_graph::plan::Plan;
+use swift_kernels::ceiling::Ceilings;
 use swift_kernels::isa::Isa;
 use swift_kernels::pool::Pool;
 
@@ -79,6 +80,11 @@ impl CpuDevice {
         };
         let arena = Mutex::new(Buffer::zeroed(0, "the arena")?);
         Ok(CpuDevice { shared: Arc::new(Shared { pool: Pool::with_isa(threads, isa), arena }) })
+    }
+
+    /// Measures what the processor can do at most, on the device's threads: about a second and half a gigabyte.
+    pub fn ceilings(&self) -> Ceilings {
+        Ceilings::measure(&self.shared.pool)
     }
 }
 

@@ -1,0 +1,302 @@
+//! The cases: sizes of models that people train on such machines, and arrays past the caches.
+
+use swift_graph::op::{
+    Attention, AttentionBackward, AttentionSpec, BinaryOp, CrossEntropySpec, GatherRows, Linear, LinearCrossEntropy, LinearDw,
+    LinearDx, MatMul, RmsNorm, RmsNormDx, Rope, RopeLayout, ScatterRows, Softmax, SwiGlu, SwiGluBackward, UnaryOp,
+};
+use swift_graph::{DType, Dim, Float, Graph, NodeId, ParamInfo, Target, Type};
+use swift_kernels::linear::int8::repacked_bytes;
+use swift_kernels::quant;
+
+use super::Bound;
+use crate::{CpuDevice, Device, Format, HostTensor, Inputs, Precision, Result, Store};
+
+/// A graph with its data, and what a run of it amounts to.
+pub(super) struct Case {
+    pub(super) op: String,
+    pub(super) shape: String,
+    pub(super) format: String,
+    pub(super) graph: Graph,
+    pub(super) inputs: Inputs,
+    pub(super) store: Store,
+    pub(super) precision: Precision,
+    /// Operations or bytes.
+    pub(super) amount: f64,
+    pub(super) bound: Bound,
+}
+
+type Build = Box<dyn Fn(&CpuDevice) -> Result<Case>>;
+
+/// The cases of one of [`super::FAMILIES`].
+pub(super) fn of(family: &str) -> Vec<Build> {
+    match family {
+        "gemm" => gemm(),
+        "linear" => linear(),
+        "attention" => attention(),
+        "cross-entropy" => vec![Box::new(|device| cross_entropy(device, [1024, 576, 49152]))],
+        "lora" => vec![Box::new(|device| lora(device, [1024, 576, 1536], 8))],
+        _ => memory(),
+    }
+}
+
+impl Case {
+    fn new(device: &CpuDevice, op: &str, shape: String, format: &str, amount: f64, bound: Bound) -> Case {
+        let (graph, inputs, store) = (Graph::default(), Inputs::new(), device.store());
+        let precision = Precision::Exact;
+        Case { op: op.into(), shape, format: format.into(), graph, inputs, store, precision, amount, bound }
+    }
+
+    /// An input of numbers in -0.5..0.5.
+    fn x(&mut self, shape: &[usize]) -> Result<NodeId> {
+        let name = format!("x{}", self.graph.inputs().len());
+        self.inputs.set(&name, HostTensor::f32(shape.to_vec(), values(shape.iter().product())));
+        Ok(self.graph.input(&name, Type::f32(dims(shape)))?)
+    }
+
+    /// An input of whole numbers.
+    fn whole(&mut self, len: usize, value: impl Fn(usize) -> i32) -> Result<NodeId> {
+        let name = format!("i{}", self.graph.inputs().len());
+        self.inputs.set(&name, HostTensor::i32([len], (0..len).map(value).collect()));
+        Ok(self.graph.input(&name, Type::new(DType::S32, dims(&[len])))?)
+    }
+
+    /// A frozen weight.
+    fn w(&mut self, format: Format, shape: &[usize]) -> Result<NodeId> {
+        let name = format!("w{}", self.graph.params().len());
+        let data = values(shape.iter().product());
+        let mut bytes = vec![0; data.len() / format.block_len() * format.block_bytes()];
+        quant::quantize(format, &data, &mut bytes);
+        self.store.insert_weight(&name, format, shape.to_vec(), bytes.into())?;
+        let shape = shape.iter().map(|&d| d as u64).collect();
+        let id = self.graph.declare_param(ParamInfo { name, shape, trainable: false })?;
+        Ok(self.graph.param(id)?)
+    }
+
+    /// Keeps a result in a state, which costs no copy out of the device.
+    fn keep(&mut self, node: NodeId) -> Result<()> {
+        let ty = self.graph.ty(node).clone();
+        let state = self.graph.declare_state(&format!("out{}", self.graph.states().len()), ty)?;
+        Ok(self.graph.write(Target::State(state), node, false)?)
+    }
+}
+
+fn dims(sizes: &[usize]) -> Vec<Dim> {
+    sizes.iter().map(|&d| Dim::fixed(d as u64)).collect()
+}
+
+fn values(len: usize) -> Vec<f32> {
+    (0..len).map(|i| (i * 7919 % 1000) as f32 * 1e-3 - 0.5).collect()
+}
+
+fn product_flops([m, k, n]: [usize; 3]) -> f64 {
+    2.0 * (m * k * n) as f64
+}
+
+fn sizes_text(sizes: &[usize]) -> String {
+    sizes.iter().map(ToString::to_string).collect::<Vec<_>>().join("x")
+}
+
+fn gemm() -> Vec<Build> {
+    let square = [512, 1024, 2048].map(|size| -> Build {
+        Box::new(move |device| {
+            let sizes = [size; 3];
+            let mut c = Case::new(device, "matmul", sizes_text(&sizes), "F32", product_flops(sizes), Bound::Flops);
+            let (a, b) = (c.x(&[size, size])?, c.x(&[size, size])?);
+            let y = c.graph.push(MatMul { transpose_a: false, transpose_b: false }, &[a, b])?;
+            c.keep(y)?;
+            Ok(c)
+        })
+    });
+    let layers = [[1024, 576, 49152], [512, 576, 1536], [512, 1536, 576], [1024, 896, 4864]];
+    let layers = layers.map(|sizes| -> Build { Box::new(move |device| layer(device, Format::F32, sizes)) });
+    square.into_iter().chain(layers).collect()
+}
+
+/// `[m, k, n]`: `y = x Wᵀ` with `W` `[n, k]`.
+fn layer(device: &CpuDevice, format: Format, sizes: [usize; 3]) -> Result<Case> {
+    let [m, k, n] = sizes;
+    let mut c = Case::new(device, "linear", sizes_text(&sizes), &format!("{format:?}"), product_flops(sizes), Bound::Flops);
+    let (x, w) = (c.x(&[m, k])?, c.w(format, &[n, k])?);
+    let y = c.graph.push(Linear::plain(), &[x, w])?;
+    c.keep(y)?;
+    Ok(c)
+}
+
+fn linear() -> Vec<Build> {
+    let mut cases: Vec<Build> = Vec::new();
+    for format in Format::ALL {
+        for [k, n] in [[1536, 576], [4864, 896]] {
+            cases.push(Box::new(move |device| layer(device, format, [512, k, n])));
+            cases.push(Box::new(move |device| {
+                let sizes = [512, n, k];
+                let text = format!("{format:?}");
+                let mut c = Case::new(device, "linear-dx", sizes_text(&sizes), &text, product_flops(sizes), Bound::Flops);
+                let (dy, w) = (c.x(&[512, n])?, c.w(format, &[n, k])?);
+                let dx = c.graph.push(LinearDx { alpha: Float(1.0), addend: false }, &[dy, w])?;
+                c.keep(dx)?;
+                Ok(c)
+            }));
+        }
+        let whole = repacked_bytes(format, 16, 1536).is_some();
+        for [k, n] in [[1536, 576], [4864, 896]].into_iter().filter(|_| whole) {
+            cases.push(Box::new(move |device| {
+                let exact = layer(device, format, [512, k, n])?;
+                Ok(Case { op: "linear-int8".into(), precision: Precision::Int8, bound: Bound::Int8, ..exact })
+            }));
+        }
+        // A weight far past the caches: bound by reading it.
+        for precision in [Precision::Exact, Precision::Int8].into_iter().take(1 + usize::from(whole)) {
+            cases.push(Box::new(move |device| {
+                let (k, n) = (2048, 65536);
+                let bytes = (n * format.row_bytes(k)) as f64;
+                let op = if precision == Precision::Int8 { "linear-int8" } else { "linear" };
+                Ok(Case { op: op.into(), precision, amount: bytes, bound: Bound::Read, ..layer(device, format, [1, k, n])? })
+            }));
+        }
+    }
+    cases
+}
+
+/// Causal attention of one sequence. Half of the scores are masked and not counted: `2 n² d` operations a head forward, and 2.5 times
+/// as many backward.
+fn attention() -> Vec<Build> {
+    let mut cases: Vec<Build> = Vec::new();
+    for sizes @ [heads, n, d] in [[9, 1024, 64], [14, 2048, 64], [4, 2048, 256]] {
+        for backward in [false, true] {
+            cases.push(Box::new(move |device| {
+                let forward = (2 * heads * n * n * d) as f64;
+                let (op, flops) = if backward { ("attention+backward", 3.5 * forward) } else { ("attention", forward) };
+                let mut c = Case::new(device, op, sizes_text(&sizes), "F32", flops, Bound::Flops);
+                let spec = AttentionSpec::causal((d as f64).powf(-0.5));
+                let shape = [n, heads, d];
+                let (q, k, v) = (c.x(&shape)?, c.x(&shape)?, c.x(&shape)?);
+                let segments = c.whole(n, |_| 0)?;
+                let o = c.graph.push(Attention { spec: spec.clone() }, &[q, k, v, segments])?;
+                c.keep(o)?;
+                if backward {
+                    let (lse, d_o) = (c.graph.part(o, 1)?, c.x(&shape)?);
+                    let d_q = c.graph.push(AttentionBackward { spec }, &[q, k, v, segments, o, lse, d_o])?;
+                    for part in [d_q, c.graph.part(d_q, 1)?, c.graph.part(d_q, 2)?] {
+                        c.keep(part)?;
+                    }
+                }
+                Ok(c)
+            }));
+        }
+    }
+    cases
+}
+
+/// Head and loss with the gradient of the input, for a frozen head.
+fn cross_entropy(device: &CpuDevice, sizes: [usize; 3]) -> Result<Case> {
+    let [n, d, vocab] = sizes;
+    let flops = 2.0 * product_flops(sizes);
+    let mut c = Case::new(device, "linear-cross-entropy", sizes_text(&sizes), "F32", flops, Bound::Flops);
+    let (x, w, targets) = (c.x(&[n, d])?, c.w(Format::F32, &[vocab, d])?, c.whole(n, |i| (i * 31 % vocab) as i32)?);
+    let spec = CrossEntropySpec { label_smoothing: Float(0.0), z_loss: Float(0.0), softcap: None, temperature: Float(1.0) };
+    let loss = c.graph.push(LinearCrossEntropy { spec, unit_grad: true }, &[x, w, targets])?;
+    let dx = c.graph.part(loss, 2)?;
+    c.keep(loss)?;
+    c.keep(dx)?;
+    Ok(c)
+}
+
+/// A LoRA linear with all of its gradients but that of the frozen weight: `y = x Wᵀ + 2 (x Aᵀ) Bᵀ`.
+fn lora(device: &CpuDevice, sizes: [usize; 3], rank: usize) -> Result<Case> {
+    let [m, k, n] = sizes;
+    let adapter = product_flops([m, k, rank]) + product_flops([m, rank, n]);
+    let flops = 2.0 * product_flops(sizes) + 3.0 * adapter;
+    let shape = format!("{} r{rank}", sizes_text(&sizes));
+    let mut c = Case::new(device, "lora-linear+backward", shape, "F32", flops, Bound::Flops);
+    let (x, w, dy) = (c.x(&[m, k])?, c.w(Format::F32, &[n, k])?, c.x(&[m, n])?);
+    let (a, b) = (c.w(Format::F32, &[rank, k])?, c.w(Format::F32, &[n, rank])?);
+    let h = c.graph.push(Linear::plain(), &[x, a])?;
+    let base = c.graph.push(Linear::plain(), &[x, w])?;
+    let y = c.graph.push(Linear { alpha: Float(2.0), bias: false, addend: true }, &[h, b, base])?;
+    c.keep(y)?;
+    let d_h = c.graph.push(LinearDx { alpha: Float(2.0), addend: false }, &[dy, b])?;
+    let d_b = c.graph.push(LinearDw { alpha: Float(2.0) }, &[dy, h])?;
+    let d_a = c.graph.push(LinearDw { alpha: Float(1.0) }, &[d_h, x])?;
+    let d_x = c.graph.push(LinearDx { alpha: Float(1.0), addend: false }, &[d_h, a])?;
+    let d_x = c.graph.push(LinearDx { alpha: Float(1.0), addend: true }, &[dy, w, d_x])?;
+    for node in [d_b, d_a, d_x] {
+        c.keep(node)?;
+    }
+    Ok(c)
+}
+
+/// Rows of the arrays of the memory-bound cases, `[ROWS, COLS]`: 64 MB.
+const ROWS: usize = 16384;
+const COLS: usize = 1024;
+
+/// A case that reads and writes so many arrays of 64 MB.
+fn streamed(op: &'static str, arrays: usize, build: impl Fn(&mut Case) -> Result<NodeId> + 'static) -> Build {
+    Box::new(move |device| {
+        let bytes = (arrays * ROWS * COLS * size_of::<f32>()) as f64;
+        let mut c = Case::new(device, op, sizes_text(&[ROWS, COLS]), "F32", bytes, Bound::Copy);
+        let node = build(&mut c)?;
+        c.keep(node)?;
+        Ok(c)
+    })
+}
+
+fn memory() -> Vec<Build> {
+    const SHAPE: [usize; 2] = [ROWS, COLS];
+    let norm = || RmsNorm { eps: Float(1e-5), unit_offset: false, weight: true };
+    vec![
+        streamed("elementwise (8 ops)", 2, |c| {
+            let mut x = c.x(&SHAPE)?;
+            for step in 0..4 {
+                x = c.graph.scale(x, 1.01 + f64::from(step))?;
+                x = c.graph.unary([UnaryOp::Abs, UnaryOp::Relu, UnaryOp::Neg, UnaryOp::Abs][step as usize], x)?;
+            }
+            Ok(x)
+        }),
+        streamed("silu", 2, |c| {
+            let x = c.x(&SHAPE)?;
+            Ok(c.graph.unary(UnaryOp::Silu, x)?)
+        }),
+        streamed("add", 3, |c| {
+            let (a, b) = (c.x(&SHAPE)?, c.x(&SHAPE)?);
+            Ok(c.graph.binary(BinaryOp::Add, a, b)?)
+        }),
+        streamed("swiglu", 3, |c| {
+            let (gate, up) = (c.x(&SHAPE)?, c.x(&SHAPE)?);
+            Ok(c.graph.push(SwiGlu, &[gate, up])?)
+        }),
+        streamed("swiglu-backward", 5, |c| {
+            let (gate, up, d) = (c.x(&SHAPE)?, c.x(&SHAPE)?, c.x(&SHAPE)?);
+            let d_gate = c.graph.push(SwiGluBackward, &[gate, up, d])?;
+            let d_up = c.graph.part(d_gate, 1)?;
+            c.keep(d_up)?;
+            Ok(d_gate)
+        }),
+        streamed("rms-norm", 2, move |c| {
+            let (x, w) = (c.x(&SHAPE)?, c.w(Format::F32, &[COLS])?);
+            Ok(c.graph.push(norm(), &[x, w])?)
+        }),
+        streamed("rms-norm-dx", 3, |c| {
+            let (x, w, inv, d) = (c.x(&SHAPE)?, c.w(Format::F32, &[COLS])?, c.x(&[ROWS])?, c.x(&SHAPE)?);
+            Ok(c.graph.push(RmsNormDx { unit_offset: false, weight: true }, &[x, w, inv, d])?)
+        }),
+        streamed("softmax", 2, |c| {
+            let x = c.x(&SHAPE)?;
+            Ok(c.graph.push(Softmax, &[x])?)
+        }),
+        streamed("rope", 2, |c| {
+            let head = 64;
+            let (x, positions) = (c.x(&[ROWS, COLS / head, head])?, c.whole(ROWS, |i| i as i32 % 2048)?);
+            let inv_freq: Vec<Float> = (0..head / 2).map(|i| Float(1e4f64.powf(-2.0 * i as f64 / head as f64))).collect();
+            let rope = Rope { inv_freq: inv_freq.into(), layout: RopeLayout::Halves, attn_scale: Float(1.0), inverse: false };
+            Ok(c.graph.push(rope, &[x, positions])?)
+        }),
+        streamed("gather-rows", 2, |c| {
+            let (x, rows) = (c.x(&SHAPE)?, c.whole(ROWS, |i| (i * 7919 % ROWS) as i32)?);
+            Ok(c.graph.push(GatherRows, &[x, rows])?)
+        }),
+        streamed("scatter-add-rows", 4, |c| {
+            let (base, rows, x) = (c.x(&SHAPE)?, c.whole(ROWS, |i| (i * 7919 % ROWS) as i32)?, c.x(&SHAPE)?);
+            Ok(c.graph.push(ScatterRows { accumulate: true }, &[base, rows, x])?)
+        }),
+    ]
+}

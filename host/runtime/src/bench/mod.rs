@@ -1,0 +1,116 @@
+//! Every kernel family measured on this machine, beside what the machine can do at most.
+//!
+//! A case is a small graph, compiled as any other: what is measured is what a training run or a server gets, launches included. Of
+//! the run of a case only the launches count, not the copies of its results. The figure is the median of several runs.
+
+mod cases;
+#[cfg(test)]
+mod tests;
+
+use std::time::{Duration, Instant};
+
+use swift_graph::Bindings;
+use swift_graph::passes::{self, Options};
+use swift_graph::plan::plan;
+use swift_kernels::ceiling::Ceilings;
+
+use crate::{CpuDevice, Device, Error, Result};
+use cases::Case;
+
+/// What can be measured on its own, in the order of the report.
+pub const FAMILIES: [&str; 6] = ["gemm", "linear", "attention", "cross-entropy", "lora", "memory"];
+
+/// Which ceiling a figure is held against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// `f32` multiply-adds: GFLOP/s.
+    Flops,
+    /// Products of 8-bit integers and their sums: GOP/s.
+    Int8,
+    /// Reading memory: GB/s.
+    Read,
+    /// Reading and writing memory: GB/s.
+    Copy,
+}
+
+impl Bound {
+    /// Unit of rates and ceilings.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Bound::Flops => "GFLOP/s",
+            Bound::Int8 => "GOP/s",
+            Bound::Read | Bound::Copy => "GB/s",
+        }
+    }
+
+    /// The ceiling in that unit.
+    pub fn ceiling(self, ceilings: &Ceilings) -> f64 {
+        let of = match self {
+            Bound::Flops => ceilings.flops,
+            Bound::Int8 => ceilings.int8_ops,
+            Bound::Read => ceilings.read,
+            Bound::Copy => ceilings.copy,
+        };
+        of * 1e-9
+    }
+}
+
+/// A figure.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Measured {
+    /// What was computed.
+    pub op: String,
+    /// Its sizes.
+    pub shape: String,
+    /// Storage of the weight, or of the data.
+    pub format: String,
+    /// Median seconds of a run.
+    pub seconds: f64,
+    /// In the unit of `bound`.
+    pub rate: f64,
+    /// What limits it.
+    pub bound: Bound,
+}
+
+/// Measures one family. A family takes a few seconds to half a minute.
+///
+/// # Errors
+/// When there is no such family, or memory runs out.
+pub fn family(device: &CpuDevice, name: &str, report: &mut dyn FnMut(&Measured)) -> Result<()> {
+    if !FAMILIES.contains(&name) {
+        return Err(Error::Missing { kind: "family of kernels", name: name.to_string() });
+    }
+    for build in cases::of(name) {
+        report(&measure(device, build(device)?)?);
+    }
+    Ok(())
+}
+
+/// Least time spent on a case, after the first run.
+const BUDGET: Duration = Duration::from_millis(400);
+
+/// Least runs of a case.
+const RUNS: usize = 5;
+
+fn measure(device: &CpuDevice, case: Case) -> Result<Measured> {
+    let Case { op, shape, format, graph, inputs, mut store, precision, amount, bound } = case;
+    let graph = passes::optimize(graph, &Options::default())?;
+    let dense = |p: swift_graph::ParamId| store.is_dense(&graph.params()[p.index()].name);
+    let plan = plan(graph.clone(), &dense)?;
+    let mut executable = device.compile(plan)?;
+    executable.set_precision(precision);
+    let mut run = || -> Result<f64> {
+        executable.set_profiling(true);
+        executable.run(&mut store, &Bindings::new(), &inputs)?;
+        Ok(executable.profile().map_or(0.0, |profile| profile.total().as_secs_f64()))
+    };
+    run()?;
+    let start = Instant::now();
+    let mut seconds = Vec::new();
+    while seconds.len() < RUNS || start.elapsed() < BUDGET {
+        seconds.push(run()?);
+    }
+    seconds.sort_by(f64::total_cmp);
+    let median = seconds[seconds.len() / 2].max(f64::MIN_POSITIVE);
+    Ok(Measured { op, shape, format, seconds: median, rate: amount / median * 1e-9, bound })
+}

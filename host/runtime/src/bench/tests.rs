@@ -1,0 +1,28 @@
+//! The cases are well formed; how fast they are is no matter of tests.
+
+use swift_graph::passes::{self, Options};
+use swift_graph::plan::plan;
+
+use super::{FAMILIES, cases, family};
+use crate::{CpuDevice, CpuOptions, Device};
+
+#[test]
+fn every_case_compiles() {
+    let device = CpuDevice::new(CpuOptions { threads: 1, isa: None }).unwrap();
+    // The large weights of `linear` and the large arrays of `memory` are left to the command itself.
+    for name in ["gemm", "attention", "lora"] {
+        for build in cases::of(name) {
+            let case = build(&device).unwrap();
+            let graph = passes::optimize(case.graph, &Options::default()).unwrap();
+            device.compile(plan(graph, &|_| true).unwrap()).unwrap();
+            assert!(case.amount > 0.0 && !case.shape.is_empty());
+        }
+    }
+    assert!(FAMILIES.iter().all(|name| !cases::of(name).is_empty()));
+}
+
+#[test]
+fn an_unknown_family_is_refused() {
+    let device = CpuDevice::new(CpuOptions { threads: 1, isa: None }).unwrap();
+    assert!(family(&device, "gem", &mut |_| ()).unwrap_err().to_string().contains("gem"));
+}

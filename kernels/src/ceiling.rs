@@ -1,0 +1,159 @@
+//! What the machine can do at most, measured: the denominators of every "percent of".
+//!
+//! Each figure is the fastest of several short runs on all threads of the pool, with the instruction set of the pool. A kernel
+//! can come near a ceiling and not pass it; a reading above 100% means that the ceiling was disturbed while it was taken.
+
+#[cfg(target_arch = "x86_64")]
+mod vector;
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use crate::isa::Isa;
+use crate::pool::Pool;
+
+/// Rates that no kernel on these threads can exceed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ceilings {
+    /// `f32` multiply-adds, counted as two operations each, per second.
+    pub flops: f64,
+    /// Products of 8-bit integers and their sums (quadruples in 32 bits with VNNI, else pairs in 16), two operations each, per second.
+    pub int8_ops: f64,
+    /// Bytes per second read from memory, past the caches.
+    pub read: f64,
+    /// Bytes per second read and written, past the caches, at one read for each write.
+    pub copy: f64,
+}
+
+/// Bytes of the arrays that are streamed: several times the largest caches in use.
+const STREAMED: usize = 256 << 20;
+
+/// Bytes a task streams at a time.
+const PIECE: usize = 1 << 20;
+
+/// Runs that each figure is the best of.
+const RUNS: usize = 5;
+
+impl Ceilings {
+    /// Measures this machine: about a second and half a gigabyte.
+    pub fn measure(pool: &Pool) -> Ceilings {
+        let source = vec![1.0f32; STREAMED / size_of::<f32>()];
+        let mut target = vec![0.0f32; STREAMED / size_of::<f32>()];
+        let piece = PIECE / size_of::<f32>();
+        let read = best(|| {
+            pool.run(source.len() / piece, &|task| {
+                black_box(sum(pool.isa(), &source[task * piece..][..piece]));
+            });
+        });
+        let copy = best(|| {
+            pool.run_pieces(&mut target, piece, |task, target| {
+                scale(pool.isa(), &source[task * piece..][..target.len()], target)
+            });
+        });
+        Ceilings {
+            flops: work(pool, float_work),
+            int8_ops: work(pool, int8_work),
+            read: STREAMED as f64 / read,
+            copy: 2.0 * STREAMED as f64 / copy,
+        }
+    }
+}
+
+/// Seconds of the fastest of some runs, after one that warms up.
+fn best(mut body: impl FnMut()) -> f64 {
+    body();
+    let timed = |body: &mut dyn FnMut()| {
+        let start = Instant::now();
+        body();
+        start.elapsed().as_secs_f64()
+    };
+    (0..RUNS).map(|_| timed(&mut body)).fold(f64::INFINITY, f64::min)
+}
+
+/// Operations per second over all threads of a loop that reports how many it did.
+fn work(pool: &Pool, unit: fn(Isa) -> f64) -> f64 {
+    // Many tasks, so that a thread that is late takes fewer.
+    let tasks = 32 * pool.threads();
+    let operations = unit(pool.isa()) * tasks as f64;
+    let seconds = best(|| {
+        pool.run(tasks, &|_| {
+            black_box(unit(pool.isa()));
+        });
+    });
+    operations / seconds
+}
+
+/// One task of multiply-adds in registers; returns how many operations it took.
+fn float_work(isa: Isa) -> f64 {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 | Isa::Avx512 => vector::float_work(isa),
+        _ => {
+            const STEPS: usize = 20_000;
+            let mut sums = [1.0f32; 16];
+            let (a, b) = (black_box(0.999_999f32), black_box(1e-6f32));
+            for _ in 0..STEPS {
+                sums.iter_mut().for_each(|sum| *sum = *sum * a + b);
+            }
+            black_box(sums);
+            (2 * STEPS * sums.len()) as f64
+        }
+    }
+}
+
+/// One task of 8-bit products in registers; returns how many operations it took.
+fn int8_work(isa: Isa) -> f64 {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level comes from a pool, which has checked it against the CPU.
+        Isa::Avx512 => unsafe { vector::int8_work_avx512() },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx2 => unsafe { vector::int8_work_avx2() },
+        _ => {
+            const STEPS: usize = 20_000;
+            let mut sums = [0i32; 16];
+            let (a, b) = (black_box([3i8; 16]), black_box([5i8; 16]));
+            for _ in 0..STEPS {
+                for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(&b)) {
+                    *sum = sum.wrapping_add(i32::from(*a) * i32::from(*b));
+                }
+            }
+            black_box(sums);
+            (2 * STEPS * sums.len()) as f64
+        }
+    }
+}
+
+fn sum(isa: Isa, x: &[f32]) -> f32 {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 | Isa::Avx512 => vector::sum(isa, x),
+        _ => x.iter().sum(),
+    }
+}
+
+fn scale(isa: Isa, x: &[f32], out: &mut [f32]) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 | Isa::Avx512 => vector::scale(isa, x, out),
+        _ => out.iter_mut().zip(x).for_each(|(out, x)| *out = 1.5 * x),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_level_does_its_work() {
+        for isa in Isa::available() {
+            assert!(float_work(isa) > 0.0 && int8_work(isa) > 0.0);
+            let x: Vec<f32> = (0..4096u16).map(f32::from).collect();
+            assert_eq!(sum(isa, &x), 4095.0 * 2048.0, "{isa}");
+            let mut out = vec![0.0; x.len()];
+            scale(isa, &x, &mut out);
+            assert!(out.iter().zip(&x).all(|(out, x)| *out == 1.5 * x), "{isa}");
+        }
+    }
+}
