@@ -86,7 +86,7 @@ pub(crate) struct InferArgs {
     /// Rows answered at once; -1 for as many as 64 [default: 1].
     #[arg(long, help_heading = "Datasets", value_name = "N", allow_negative_numbers = true)]
     pub(crate) max_batch_size: Option<i64>,
-    /// File to write [default: infer_result/<time>.jsonl in the adapter's, else the model's folder].
+    /// File to write [default: infer_result/TIME.jsonl in the adapter's, else the model's folder].
     #[arg(long, help_heading = "Datasets", value_name = "FILE")]
     pub(crate) result_path: Option<PathBuf>,
     /// Rows between writes [default: 1000].
