@@ -87,11 +87,12 @@ pub(crate) fn blocked(
     let kernels = kernels(pool.isa());
     let Sizes { m, n, k } = sizes;
     let small = sizes.is_small();
-    let kc = even_block(k, KC, 32);
+    let (unit_k, unit_n) = b.units();
+    let kc = even_block(k, KC, unit_k);
     if m <= FEW {
         return strips(pool, kernels, sizes, kc, (a, b), (c, ldc), epilogue);
     }
-    let nc = even_block(n, PACKED / kc, GROUP);
+    let nc = even_block(n, PACKED / kc, unit_n);
     let mc = even_block(m, PACKED / kc, kernels.mr);
     with_scratch(kc * (nc + mc), |scratch| {
         let (packed_b, packed_a) = scratch.split_at_mut(kc * nc);
@@ -127,7 +128,7 @@ fn strips(
     let passes = k.div_ceil(kc);
     // Wide strips read better; narrow ones balance.
     let wide = n >= 4 * COLUMNS * pool.threads();
-    let width = if wide { COLUMNS } else { GROUP };
+    let width = if wide { COLUMNS } else { GROUP }.max(b.units().1);
     with_scratch(m * k, |packed_a| {
         let packed_a = Disjoint::new(packed_a);
         run(pool, small, passes * tiles, &|task| {
@@ -174,14 +175,15 @@ impl Block<'_> {
 
     fn pack(&self, pool: &Pool, small: bool, a: &MatRef<'_>, b: Option<&Panels<'_>>) {
         let part = self.part;
-        let groups = if b.is_some() { part.cols.div_ceil(COLUMNS) } else { 0 };
+        let columns = b.map_or(COLUMNS, |b| b.units().1.max(COLUMNS));
+        let groups = if b.is_some() { part.cols.div_ceil(columns) } else { 0 };
         let tiles = self.tiles();
         run(pool, small, groups + tiles.div_ceil(PACK_TILES), &|task| {
             if let Some(b) = b
                 && task < groups
             {
-                let first = task * COLUMNS;
-                let cols = COLUMNS.min(part.cols - first);
+                let first = task * columns;
+                let cols = columns.min(part.cols - first);
                 let padded = cols.next_multiple_of(GROUP);
                 // SAFETY: each task has its own columns.
                 let out = unsafe { self.packed_b.slice(first * part.k, padded * part.k) };

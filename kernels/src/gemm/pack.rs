@@ -22,11 +22,14 @@ pub(crate) const GROUP: usize = 32;
 /// Columns packed by one task.
 pub(crate) const COLUMNS: usize = 4 * GROUP;
 
-/// Values along `k` that are decoded at a time, so that 32 rows of them stay in L1.
+/// Values along `k` that are decoded at a time, unless a block is longer, so that 32 rows of them stay in L1.
 const STEP: usize = 128;
 
-/// Row stride of decoded values: an odd number of cache lines, against set conflicts.
-const STEP_STRIDE: usize = STEP + 16;
+/// Added to the row stride of decoded values: an odd number of cache lines, against set conflicts.
+const SKEW: usize = 16;
+
+/// Decoded values held at a time.
+const DECODED: usize = GROUP * (STEP + SKEW);
 
 /// Where the panels of the right operand come from.
 #[derive(Clone, Copy)]
@@ -50,6 +53,15 @@ pub(crate) struct Part {
 }
 
 impl Panels<'_> {
+    /// What parts are to be cut at multiples of: along `k`, and columns.
+    pub(crate) fn units(&self) -> (usize, usize) {
+        match self {
+            Panels::Dense(_) => (GROUP, GROUP),
+            Panels::Transposed(weight, _) => (weight.format.block_len().max(GROUP), GROUP),
+            Panels::Straight(weight, _) => (GROUP, weight.format.block_len().max(GROUP)),
+        }
+    }
+
     /// Packs `part` into `out`, `part.k` values for each column and those that pad it to a group.
     ///
     /// Shapes have been checked by the caller: the part lies within the operand.
@@ -62,7 +74,7 @@ impl Panels<'_> {
                 let src = &b.data[part.k0 + part.j0 * b.col_stride..];
                 // SAFETY: `cols` columns of `k` contiguous values were just checked.
                 unsafe {
-                    let target = Target { first: 0, k: part.k, cols: part.cols };
+                    let target = Target { first: 0, k: part.k, column: 0, cols: part.cols };
                     pack_columns(kernels, src.as_ptr(), b.col_stride, part.k, target, out);
                 }
             }
@@ -116,11 +128,12 @@ fn spread(kernels: &Kernels, row: &[f32], p: usize, k: usize, out: &mut [f32]) {
     }
 }
 
-/// Place within a group: rows from `first` of panels with `k` rows.
+/// Place within panels with `k` rows: rows from `first`, columns from `column`, a multiple of 16.
 #[derive(Clone, Copy)]
 struct Target {
     first: usize,
     k: usize,
+    column: usize,
     cols: usize,
 }
 
@@ -129,11 +142,11 @@ struct Target {
 /// # Safety
 /// `src` holds `target.cols` columns of `len` values, `stride` apart.
 unsafe fn pack_columns(kernels: &Kernels, src: *const f32, stride: usize, len: usize, target: Target, out: &mut [f32]) {
-    let Target { first, k, cols } = target;
-    assert!(out.len() >= cols.next_multiple_of(GROUP) * k && first + len <= k);
+    let Target { first, k, column: start, cols } = target;
+    assert!(out.len() >= (start + cols).next_multiple_of(GROUP) * k && first + len <= k);
     let width = kernels.nr.min(16);
     for j in (0..cols).step_by(width) {
-        let (panel, column) = (j / kernels.nr, j % kernels.nr);
+        let (panel, column) = ((start + j) / kernels.nr, (start + j) % kernels.nr);
         // SAFETY: source by the caller's promise; the destination rows lie in the
         // panel, whose extent was checked above.
         unsafe {
@@ -161,22 +174,24 @@ fn pack_strided(kernels: &Kernels, b: &MatRef<'_>, part: Part, out: &mut [f32]) 
 
 fn pack_transposed(kernels: &Kernels, weight: &Weight<'_>, decode: Decoder, part: Part, out: &mut [f32]) {
     let format = weight.format;
-    let mut decoded = [0f32; GROUP * STEP_STRIDE];
-    for j0 in (0..part.cols).step_by(GROUP) {
-        let cols = GROUP.min(part.cols - j0);
-        let out = &mut out[j0 * part.k..];
-        for first in (0..part.k).step_by(STEP) {
-            let len = STEP.min(part.k - first);
+    let mut decoded = [0f32; DECODED];
+    // Long blocks go half a group at a time; both are whole panels, or whole parts of one, to `pack_columns`.
+    let (step, group) = if format.block_len() > STEP { (format.block_len(), GROUP / 2) } else { (STEP, GROUP) };
+    let stride = step + SKEW;
+    for j0 in (0..part.cols).step_by(group) {
+        let cols = group.min(part.cols - j0);
+        for first in (0..part.k).step_by(step) {
+            let len = step.min(part.k - first);
             let start = format.row_bytes(part.k0 + first);
             let bytes = format.row_bytes(len);
-            for (j, dst) in decoded.chunks_exact_mut(STEP_STRIDE).enumerate().take(cols) {
+            for (j, dst) in decoded.chunks_exact_mut(stride).enumerate().take(cols) {
                 let src = &weight.row(part.j0 + j0 + j)[start..start + bytes];
                 // SAFETY: `src` encodes exactly `len` values; the decoder suits the pool's level.
                 unsafe { decode(src.as_ptr(), len, dst[..len].as_mut_ptr()) };
             }
-            let target = Target { first, k: part.k, cols };
+            let target = Target { first, k: part.k, column: j0, cols };
             // SAFETY: `decoded` holds `cols` columns of `len` values.
-            unsafe { pack_columns(kernels, decoded.as_ptr(), STEP_STRIDE, len, target, out) };
+            unsafe { pack_columns(kernels, decoded.as_ptr(), stride, len, target, out) };
         }
     }
 }
@@ -185,7 +200,8 @@ fn pack_straight(kernels: &Kernels, weight: &Weight<'_>, decode: Decoder, part: 
     let format = weight.format;
     let start = format.row_bytes(part.j0);
     let bytes = format.row_bytes(part.cols);
-    let mut decoded = [0f32; COLUMNS];
+    // A task has at most so many columns, or one of the longest blocks.
+    let mut decoded = [0f32; 2 * COLUMNS];
     let decoded = &mut decoded[..part.cols];
     for p in 0..part.k {
         let src = &weight.row(part.k0 + p)[start..start + bytes];

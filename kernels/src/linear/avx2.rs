@@ -20,6 +20,8 @@ pub(super) unsafe fn row_dots(rows: &Rows, out: &mut Dots) {
             Format::Q8_0 => by_rows::<Q8_0>(rows, out),
             Format::Q4_0 => by_rows::<Q4_0>(rows, out),
             Format::Q4_1 => by_rows::<Q4_1>(rows, out),
+            // Formats whose decoders are portable stream through them.
+            _ => super::scalar::row_dots(rows, out),
         }
     }
 }

@@ -19,6 +19,7 @@ pub(super) fn decoder(format: Format) -> Decoder {
         Format::Q8_0 => decode::<Q8_0>,
         Format::Q4_0 => decode::<Q4_0>,
         Format::Q4_1 => decode::<Q4_1>,
+        _ => super::scalar::decoder(format),
     }
 }
 

@@ -15,6 +15,7 @@ pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
 mod encode;
+mod levels;
 mod scalar;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -39,7 +39,7 @@ fn all_levels_decode_alike() {
 
 #[test]
 fn round_trips_stay_within_half_a_step() {
-    let src = noise(32 * 50, 3);
+    let src = noise(256 * 8, 3);
     for (format, bound) in [
         (Format::F32, 0.0),
         (Format::F16, 5e-4),
@@ -48,6 +48,16 @@ fn round_trips_stay_within_half_a_step() {
         // The largest value takes level -8, so its opposite loses a whole step.
         (Format::Q4_0, 1.0 / 8.0 + 1e-3),
         (Format::Q4_1, 1.0 / 15.0 + 1e-3),
+        (Format::Q5_0, 1.0 / 16.0 + 1e-3),
+        (Format::Q5_1, 1.0 / 31.0 + 1e-3),
+        // Levels of these are searched for, so that few values are far off.
+        (Format::Iq4Nl, 0.2),
+        (Format::Nf4, 0.16),
+        (Format::Q2K, 0.6),
+        (Format::Q3K, 0.35),
+        (Format::Q4K, 0.12),
+        (Format::Q5K, 0.07),
+        (Format::Q6K, 0.05),
     ] {
         let mut out = vec![0.0; src.len()];
         dequantize(format, &encoded(format, &src), &mut out);
@@ -73,8 +83,8 @@ fn encoders_round_as_the_reference() {
 #[test]
 fn zero_blocks_decode_to_zero() {
     for format in Format::ALL {
-        let mut out = vec![1.0; 64];
-        dequantize(format, &encoded(format, &[0.0; 64]), &mut out);
+        let mut out = vec![1.0; 256];
+        dequantize(format, &encoded(format, &[0.0; 256]), &mut out);
         assert!(out.iter().all(|&x| x == 0.0), "{format:?}");
     }
 }

@@ -73,14 +73,14 @@ pub(super) struct Kind {
 }
 
 impl Kind {
-    /// `None` for formats that are not whole numbers times a scale.
+    /// `None` for formats that have no panels.
     pub(super) fn of(format: Format) -> Option<Kind> {
         let kind = |low, signed, scales| Kind { format, unit: 32, low, high: 0, groups: 1, signed, scales };
         Some(match format {
             Format::Q8_0 => kind(8, true, Scales::Centred { zero: 0 }),
             Format::Q4_0 => kind(4, false, Scales::Centred { zero: 8 }),
             Format::Q4_1 => kind(4, false, Scales::Affine),
-            Format::F32 | Format::F16 | Format::BF16 => return None,
+            _ => return None,
         })
     }
 
@@ -156,7 +156,7 @@ fn level_of(format: Format, block: &[u8], i: usize) -> u8 {
         Format::Q8_0 => block[2 + i],
         Format::Q4_0 => nibble(&block[2..]),
         Format::Q4_1 => nibble(&block[4..]),
-        Format::F32 | Format::F16 | Format::BF16 => unreachable!("floats are not repacked"),
+        _ => unreachable!("`Kind::of` has no panels of it"),
     }
 }
 
@@ -222,7 +222,7 @@ fn widen_with(kind: Kind, units: &[u8], out: &mut [Block]) {
                 nibbles(&unit[4 * PANEL..], &mut out.levels);
             }
         }
-        Format::F32 | Format::F16 | Format::BF16 => unreachable!("floats are not repacked"),
+        _ => unreachable!("`Kind::of` has no panels of it"),
     }
 }
 
