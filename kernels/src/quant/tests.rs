@@ -120,3 +120,26 @@ fn gather_picks_rows() {
         assert_eq!(some, all[5 * cols..7 * cols]);
     }
 }
+
+/// `golden.txt` is what ggml's own Python package makes of the same bytes and floats; `make_golden.py` wrote it.
+#[test]
+fn blocks_are_ggml_s_bit_for_bit() {
+    let bytes = |hex: &str| -> Vec<u8> {
+        let digit = |d: u8| u8::try_from(char::from(d).to_digit(16).unwrap()).unwrap();
+        hex.as_bytes().chunks(2).map(|pair| digit(pair[0]) << 4 | digit(pair[1])).collect()
+    };
+    let floats = |hex: &str| -> Vec<f32> { bytes(hex).chunks(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect() };
+    let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    for (number, line) in include_str!("golden.txt").lines().enumerate() {
+        let [what, name, block, values] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("line {number}") };
+        let format = Format::ALL.into_iter().find(|f| f.name() == name).unwrap_or_else(|| panic!("no format {name}"));
+        let (block, values) = (bytes(block), floats(values));
+        if what == "decode" {
+            let mut out = vec![0.0; values.len()];
+            dequantize(format, &block, &mut out);
+            assert_eq!(bits(&out), bits(&values), "{name}, line {number}");
+        } else {
+            assert_eq!(encoded(format, &values), block, "{name}, line {number}");
+        }
+    }
+}

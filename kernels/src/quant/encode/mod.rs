@@ -1,6 +1,7 @@
 //! Encoders: the rounding of ggml's `quantize_row_*_ref`, and of bitsandbytes for NF4.
 //!
-//! What those programs write from the same floats is what these write, bit for bit. `k.rs` holds the formats in blocks of 256, whose scales are searched for.
+//! `golden.txt` holds Q4_0 to Q8_0 to what ggml's own package writes, bit for bit. `k.rs` holds the formats in blocks of 256, whose
+//! scales are searched for in ggml's order of arithmetic; they and IQ4_NL are held to bounds of the error.
 
 use half::{bf16, f16};
 
