@@ -215,7 +215,7 @@ fn exported_models_answer_like_the_adapter() {
     run(&format!("export --adapters {adapter} --out merged"));
     let read = |name: &str| {
         let file = swift_formats::SafetensorsFile::open(&dir.path().join(name)).unwrap();
-        file.tensor("logits").unwrap().to_f32()
+        file.tensor("logits").unwrap().to_f32().unwrap()
     };
     run("logits --model swift-tiny --tokens 5,6,7,8 --out base.safetensors");
     run(&format!("logits --model swift-tiny --adapters {adapter} --tokens 5,6,7,8 --out adapter.safetensors"));

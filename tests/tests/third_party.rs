@@ -108,7 +108,7 @@ fn a_plugin_from_outside_builds_and_trains() {
     let logits = |rest: &str, out: &str| {
         swift_host(dir, &format!("logits --tokens 5,6,7 --out {out} {rest}")).ok();
         let file = swift_formats::SafetensorsFile::open(&dir.join(out)).unwrap();
-        file.tensor("logits").unwrap().to_f32()
+        file.tensor("logits").unwrap().to_f32().unwrap()
     };
     let adapted = logits(&format!("--model swift-tiny --adapters {}", checkpoint.display()), "adapted.safetensors");
     swift_host(dir, &format!("export --adapters {} --out merged.gguf --quant f32", checkpoint.display())).ok();

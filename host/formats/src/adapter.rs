@@ -58,7 +58,10 @@ impl Adapter {
         let mut tensors = Vec::with_capacity(names.len());
         for name in names {
             let view = file.tensor(&name)?;
-            tensors.push(AdapterTensor { data: view.to_f32(), shape: view.shape, name });
+            let Some(data) = view.to_f32() else {
+                return Err(FormatError::unsupported(&weights, format!("tensor `{name}` is no tensor of floats")));
+            };
+            tensors.push(AdapterTensor { data, shape: view.shape, name });
         }
         let adapter = Self { config, tensors };
         adapter.check().map_err(|reason| FormatError::invalid(folder, reason))?;

@@ -224,8 +224,10 @@ impl Checkpoint {
                     .and_then(|name| file.tensor(&name))
                     .ok_or_else(|| FormatError::missing(&self.path, name))?;
                 let format = info.kind.format().ok_or_else(|| {
-                    let reason =
-                        format!("tensor `{name}` has type {}; F32, F16, BF16, Q8_0, Q4_0 and Q4_1 are read", info.kind.name);
+                    let reason = format!(
+                        "tensor `{name}` has type {}; F32, F16, BF16, Q4_0 to Q8_0, Q2_K to Q6_K and IQ4_NL are read",
+                        info.kind.name
+                    );
                     FormatError::unsupported(&self.path, reason)
                 })?;
                 let shape = info.shape();
@@ -233,7 +235,15 @@ impl Checkpoint {
                 if !architecture.paired_rows {
                     let view = TensorView { format, shape, data: Cow::Borrowed(stored) };
                     let shifted = architecture.norms_plus_one && name.ends_with("norm.weight");
-                    return Ok(if shifted { minus_one(&view) } else { view });
+                    return match shifted {
+                        true => minus_one(&view).ok_or_else(|| {
+                            FormatError::unsupported(
+                                &self.path,
+                                format!("tensor `{name}` is a norm in blocks of {}, not floats", view.format),
+                            )
+                        }),
+                        false => Ok(view),
+                    };
                 }
                 let data: Cow<'_, [u8]> = heads.unpermute(&self.path, name, shape[0], stored)?;
                 Ok(TensorView { format, shape, data })
@@ -278,9 +288,9 @@ impl Checkpoint {
 }
 
 /// A norm's weight without the 1 that was added to it.
-fn minus_one(view: &TensorView<'_>) -> TensorView<'static> {
-    let data = view.to_f32().iter().flat_map(|w| (w - 1.0).to_le_bytes()).collect();
-    TensorView { format: Format::F32, shape: view.shape.clone(), data: Cow::Owned(data) }
+fn minus_one(view: &TensorView<'_>) -> Option<TensorView<'static>> {
+    let data = view.to_f32()?.iter().flat_map(|w| (w - 1.0).to_le_bytes()).collect();
+    Some(TensorView { format: Format::F32, shape: view.shape.clone(), data: Cow::Owned(data) })
 }
 
 /// The tensor's name in the files and its shard. The bare model of a family (`GPT2Model`, `BertModel`) is saved without the first part of

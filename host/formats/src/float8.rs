@@ -89,11 +89,11 @@ pub(crate) fn scaled<'a>(
         _ => None,
     };
     let blocks = block(rows, scale_rows).zip(block(columns, scale_columns));
-    let Some((block_rows, block_columns)) = blocks.filter(|_| !scale.format.is_quantized()) else {
+    let Some(((block_rows, block_columns), scales)) = blocks.zip(scale.to_f32().filter(|_| !scale.format.is_quantized())) else {
         let reason = format!("`{scale_name}` of shape {:?} does not scale `{name}` of shape {shape:?}", scale.shape);
         return Err(FormatError::invalid(path, reason));
     };
-    let (table, scales) = (kind.table(), scale.to_f32());
+    let table = kind.table();
     let mut out = Vec::with_capacity(data.len() * 2);
     for (row, bytes) in data.chunks_exact(columns).enumerate() {
         let scales = &scales[row / block_rows * scale_columns..][..scale_columns];

@@ -10,9 +10,9 @@ pub(crate) const BLOCK: usize = 32;
 
 /// Storage format of a tensor that this program computes with.
 ///
-/// The block formats hold 32 consecutive elements of a row and are laid out as in GGML, little-endian:
+/// The block formats hold 32 or 256 consecutive elements of a row and are laid out as in GGML, little-endian:
 /// `Q8_0` = f16 scale, 32 × i8; `Q4_0` = f16 scale, 16 bytes of nibbles (element `i` low, `i + 16` high, minus 8);
-/// `Q4_1` = f16 scale, f16 minimum, 16 bytes of nibbles.
+/// `Q4_1` = f16 scale, f16 minimum, 16 bytes of nibbles. The others are the device's business.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Format {
     /// 32-bit float.
@@ -27,6 +27,22 @@ pub enum Format {
     Q4_0,
     /// 4-bit blocks with a scale and a minimum.
     Q4_1,
+    /// 5-bit blocks with a scale.
+    Q5_0,
+    /// 5-bit blocks with a scale and a minimum.
+    Q5_1,
+    /// 4-bit blocks over a fixed table of levels.
+    Iq4Nl,
+    /// 2-bit blocks of 256 in 16 parts, each with a scale and a minimum.
+    Q2K,
+    /// 3-bit blocks of 256 in 16 parts with scales.
+    Q3K,
+    /// 4-bit blocks of 256 in 8 parts, each with a scale and a minimum.
+    Q4K,
+    /// 5-bit blocks of 256 in 8 parts, each with a scale and a minimum.
+    Q5K,
+    /// 6-bit blocks of 256 in 16 parts with scales.
+    Q6K,
 }
 
 impl Format {
@@ -39,6 +55,14 @@ impl Format {
             Self::Q8_0 => "Q8_0",
             Self::Q4_0 => "Q4_0",
             Self::Q4_1 => "Q4_1",
+            Self::Q5_0 => "Q5_0",
+            Self::Q5_1 => "Q5_1",
+            Self::Iq4Nl => "IQ4_NL",
+            Self::Q2K => "Q2_K",
+            Self::Q3K => "Q3_K",
+            Self::Q4K => "Q4_K",
+            Self::Q5K => "Q5_K",
+            Self::Q6K => "Q6_K",
         }
     }
 
@@ -48,8 +72,15 @@ impl Format {
             Self::F32 => (1, 4),
             Self::F16 | Self::BF16 => (1, 2),
             Self::Q8_0 => (BLOCK, 34),
-            Self::Q4_0 => (BLOCK, 18),
+            Self::Q4_0 | Self::Iq4Nl => (BLOCK, 18),
             Self::Q4_1 => (BLOCK, 20),
+            Self::Q5_0 => (BLOCK, 22),
+            Self::Q5_1 => (BLOCK, 24),
+            Self::Q2K => (256, 84),
+            Self::Q3K => (256, 110),
+            Self::Q4K => (256, 144),
+            Self::Q5K => (256, 176),
+            Self::Q6K => (256, 210),
         }
     }
 
@@ -95,8 +126,8 @@ impl TensorView<'_> {
         self.shape.iter().product()
     }
 
-    /// Every element as `f32`. Exact for all formats: this is the definition the kernels are tested against.
-    pub fn to_f32(&self) -> Vec<f32> {
+    /// Every element as `f32`, exactly; `None` for the block formats that only devices decode (Q5_0 and on).
+    pub fn to_f32(&self) -> Option<Vec<f32>> {
         let bytes = &self.data;
         let half_at = |block: &[u8], at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
         let mut out = Vec::with_capacity(self.elements());
@@ -124,8 +155,9 @@ impl TensorView<'_> {
                     out.extend(block[4..].iter().map(|&q| scale * f32::from(q >> 4) + minimum));
                 }
             }
+            _ => return None,
         }
-        out
+        Some(out)
     }
 }
 
@@ -164,18 +196,18 @@ mod tests {
         let mut q8 = half(0.5).to_vec();
         q8.extend((0..32).map(|i| (i as i8 - 16) as u8));
         let view = TensorView { format: Format::Q8_0, shape: vec![1, 32], data: q8.into() };
-        assert_eq!(view.to_f32(), (0..32).map(|i| 0.5 * (i as f32 - 16.0)).collect::<Vec<_>>());
+        assert_eq!(view.to_f32(), Some((0..32).map(|i| 0.5 * (i as f32 - 16.0)).collect()));
 
         let nibbles: Vec<u8> = (0..16).map(|i| i | ((15 - i) << 4)).collect();
         let mut q4 = half(2.0).to_vec();
         q4.extend(&nibbles);
-        let decoded = TensorView { format: Format::Q4_0, shape: vec![32], data: q4.into() }.to_f32();
+        let decoded = TensorView { format: Format::Q4_0, shape: vec![32], data: q4.into() }.to_f32().unwrap();
         assert_eq!((decoded[0], decoded[15], decoded[16], decoded[31]), (-16.0, 14.0, 14.0, -16.0));
 
         let mut q41 = half(0.25).to_vec();
         q41.extend(half(-1.0));
         q41.extend(&nibbles);
-        let decoded = TensorView { format: Format::Q4_1, shape: vec![32], data: q41.into() }.to_f32();
+        let decoded = TensorView { format: Format::Q4_1, shape: vec![32], data: q41.into() }.to_f32().unwrap();
         assert_eq!((decoded[0], decoded[15], decoded[16], decoded[31]), (-1.0, 2.75, 2.75, -1.0));
     }
 

@@ -58,6 +58,14 @@ impl std::fmt::Debug for Bytes {
     }
 }
 
+/// The values of whole blocks of a format; bytes past the last whole block are ignored.
+pub fn decode(format: Format, bytes: &[u8]) -> Vec<f32> {
+    let blocks = bytes.len() / format.block_bytes();
+    let mut out = vec![0.0; blocks * format.block_len()];
+    quant::dequantize(format, &bytes[..blocks * format.block_bytes()], &mut out);
+    out
+}
+
 /// What a stored tensor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {

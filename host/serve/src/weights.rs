@@ -138,7 +138,7 @@ impl AdaptedModel {
         }
         // Vectors (norms, biases) are read by f32 kernels; they are small.
         if trained || view.shape.len() < 2 {
-            store.insert_f32(&decl.name, view.shape.clone(), view.to_f32())?;
+            store.insert_f32(&decl.name, view.shape.clone(), floats(&view))?;
             return Ok(());
         }
         let bytes = match &view.data {
@@ -148,10 +148,7 @@ impl AdaptedModel {
             }
             std::borrow::Cow::Owned(bytes) => Bytes::from(bytes.clone()),
         };
-        match storage(view.format) {
-            Some(format) => store.insert_weight(&decl.name, format, view.shape.clone(), bytes)?,
-            None => store.insert_f32(&decl.name, view.shape.clone(), view.to_f32())?,
-        }
+        store.insert_weight(&decl.name, storage(view.format), view.shape.clone(), bytes)?;
         Ok(())
     }
 
@@ -261,19 +258,30 @@ fn initialise(store: &mut Store, decl: &ParamDecl, seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// The device format that keeps the file's bytes, or `None` when the values must be widened to f32.
-fn storage(format: Format) -> Option<swift_runtime::Format> {
+/// The device's name of a file's format.
+fn storage(format: Format) -> swift_runtime::Format {
     use swift_runtime::Format as Device;
     match format {
-        Format::F32 => Some(Device::F32),
-        Format::F16 => Some(Device::F16),
-        Format::BF16 => Some(Device::BF16),
-        Format::Q8_0 => Some(Device::Q8_0),
-        Format::Q4_0 => Some(Device::Q4_0),
-        Format::Q4_1 => Some(Device::Q4_1),
-        #[allow(unreachable_patterns, reason = "formats grow before devices do")]
-        _ => None,
+        Format::F32 => Device::F32,
+        Format::F16 => Device::F16,
+        Format::BF16 => Device::BF16,
+        Format::Q8_0 => Device::Q8_0,
+        Format::Q4_0 => Device::Q4_0,
+        Format::Q4_1 => Device::Q4_1,
+        Format::Q5_0 => Device::Q5_0,
+        Format::Q5_1 => Device::Q5_1,
+        Format::Iq4Nl => Device::Iq4Nl,
+        Format::Q2K => Device::Q2K,
+        Format::Q3K => Device::Q3K,
+        Format::Q4K => Device::Q4K,
+        Format::Q5K => Device::Q5K,
+        Format::Q6K => Device::Q6K,
     }
+}
+
+/// The values of a tensor, decoded.
+fn floats(view: &TensorView<'_>) -> Vec<f32> {
+    swift_runtime::decode(storage(view.format), &view.data)
 }
 
 impl AdaptedModel {
@@ -338,7 +346,7 @@ impl AdaptedModel {
         for name in self.trained_base() {
             let whole = Recipe::Whole(name.clone());
             let view = view(&source, recipe(&self.plan, &name).unwrap_or(&whole))?;
-            store.insert_f32(&name, view.shape.clone(), view.to_f32())?;
+            store.insert_f32(&name, view.shape.clone(), floats(&view))?;
         }
         Ok(())
     }

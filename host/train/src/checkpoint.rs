@@ -127,7 +127,7 @@ pub(crate) fn resume(
     let file = SafetensorsFile::open(&folder.join(OPTIMIZER_FILE))?;
     for name in slots {
         let view = file.tensor(name)?;
-        store.write_state(name, view.shape.clone(), &view.to_f32())?;
+        store.write_state(name, view.shape.clone(), &view.to_f32().unwrap_or_default())?;
     }
     Ok(state)
 }

@@ -1,4 +1,5 @@
 //! Against numbers that other software computed; `golden/README.md` says which and how.
 
 mod families;
+mod quantized;
 mod smollm2;

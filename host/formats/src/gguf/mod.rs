@@ -97,6 +97,14 @@ impl GgmlType {
             3 => Some(Format::Q4_1),
             8 => Some(Format::Q8_0),
             30 => Some(Format::BF16),
+            6 => Some(Format::Q5_0),
+            7 => Some(Format::Q5_1),
+            20 => Some(Format::Iq4Nl),
+            10 => Some(Format::Q2K),
+            11 => Some(Format::Q3K),
+            12 => Some(Format::Q4K),
+            13 => Some(Format::Q5K),
+            14 => Some(Format::Q6K),
             _ => None,
         }
     }
@@ -111,6 +119,14 @@ impl From<Format> for GgmlType {
             Format::Q4_1 => 3,
             Format::Q8_0 => 8,
             Format::BF16 => 30,
+            Format::Q5_0 => 6,
+            Format::Q5_1 => 7,
+            Format::Iq4Nl => 20,
+            Format::Q2K => 10,
+            Format::Q3K => 11,
+            Format::Q4K => 12,
+            Format::Q5K => 13,
+            Format::Q6K => 14,
         };
         Self::from_id(id).expect("every format is in the table")
     }

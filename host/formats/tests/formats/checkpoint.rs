@@ -95,16 +95,16 @@ fn other_architectures_and_types_are_named() {
     (view.format, view.shape) = (Format::Q4_1, vec![32, 64]);
     view.data = vec![0; 64 * 20].into();
     llama::write(&path, &config(), &tensors, &[]).unwrap();
-    // Turn the Q4_1 tensor into IQ4_NL by changing its type number; both are blocks of 32 and 18 < 20 bytes.
+    // Turn the Q4_1 tensor into MXFP4 by changing its type number; both are blocks of 32 and 17 < 20 bytes.
     let mut bytes = fs::read(&path).unwrap();
     let name = b"blk.0.ffn_down.weight";
     let at = bytes.windows(name.len()).position(|window| window == name).unwrap() + name.len() + 4 + 16;
     assert_eq!(bytes[at], 3);
-    bytes[at] = 20;
+    bytes[at] = 39;
     fs::write(&path, bytes).unwrap();
     let read = Checkpoint::open(&path).unwrap();
     let error = read.tensor("model.layers.0.mlp.down_proj.weight").unwrap_err().to_string();
-    assert!(error.contains("IQ4_NL"), "{error}");
+    assert!(error.contains("MXFP4"), "{error}");
 }
 
 fn plain() -> Vec<NamedTensor<'static>> {
