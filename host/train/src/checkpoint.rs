@@ -127,7 +127,8 @@ pub(crate) fn resume(
     let file = SafetensorsFile::open(&folder.join(OPTIMIZER_FILE))?;
     for name in slots {
         let view = file.tensor(name)?;
-        store.write_state(name, view.shape.clone(), &view.to_f32().unwrap_or_default())?;
+        let values = view.to_f32().ok_or_else(|| refuse(format!("`{name}` of `{OPTIMIZER_FILE}` holds no floats")))?;
+        store.write_state(name, view.shape.clone(), &values)?;
     }
     Ok(state)
 }

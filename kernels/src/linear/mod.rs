@@ -7,7 +7,7 @@
 //! past, which is bound by the bandwidth of reading the weight.
 //!
 //! Arithmetic is that of the decoded weight in `f32`: activations are not
-//! quantized. Error and determinism are those of [`crate::gemm`]; the algorithm
+//! quantized (they are in [`int8`], which is asked for by name). Error and determinism are those of [`crate::gemm`]; the algorithm
 //! depends on `m`, so one row alone may differ from the same row in a larger batch
 //! by rounding.
 

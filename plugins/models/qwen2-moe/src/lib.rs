@@ -1,4 +1,4 @@
-//! Qwen1.5-MoE and Qwen2Moe-MoE (Yang et al. 2024, section 2.2.2): Qwen2Moe with small routed experts and a shared one behind a gate of its
+//! Qwen1.5-MoE and Qwen2-MoE (Yang et al. 2024, section 2.2.2): Qwen2 with small routed experts and a shared one behind a gate of its
 //! own. Names are those of `Qwen2MoeForCausalLM`.
 
 use blocks::{

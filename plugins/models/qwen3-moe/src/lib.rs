@@ -1,4 +1,4 @@
-//! Qwen3Moe-MoE (Yang et al. 2025, section 2): Qwen3Moe with 8 of 128 experts for each token. Names are those of `Qwen3MoeForCausalLM`.
+//! Qwen3-MoE (Yang et al. 2025, section 2): Qwen3 with 8 of 128 experts for each token. Names are those of `Qwen3MoeForCausalLM`.
 
 use blocks::{
     Activation, Architecture, Experts, GatedFeedForward, Heads, LayerType, Net, Norm, Rope, RopeParameters, RopeSource, Router,
