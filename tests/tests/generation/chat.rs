@@ -29,8 +29,10 @@ impl Terminal {
         let program = command(&dir, line);
         let words = std::iter::once(program.get_program()).chain(program.get_args());
         let typed: Vec<String> = words.map(|w| format!("'{}'", w.to_str().expect("plain words"))).collect();
+        // In place of the shell: one that stays would die of a Ctrl-C that the program took as its own business.
+        let line = format!("exec {}", typed.join(" "));
         let mut script = Command::new("script");
-        script.args(["-q", "-e", "-f", "-c", &typed.join(" "), "/dev/null"]).current_dir(&dir);
+        script.args(["-q", "-e", "-f", "-c", &line, "/dev/null"]).current_dir(&dir);
         for (name, value) in program.get_envs() {
             match value {
                 Some(value) => script.env(name, value),
