@@ -49,7 +49,7 @@ pub(crate) enum Command {
     Bench(BenchCommand),
     /// Write a model, with its adapter merged in, as a GGUF file or a Hugging Face folder.
     Export(ExportArgs),
-    /// Show the memory plan of a run before it starts; takes the flags of `run`.
+    /// Show the memory plan of a run before it starts; takes the flags of `run`, without a plugin those of `sft`.
     Estimate(Box<RunArgs>),
     /// Plugins: list, inspect, trace and build them.
     #[command(subcommand)]
@@ -97,7 +97,7 @@ pub(crate) enum PluginCommand {
 #[command(rename_all = "snake_case")]
 pub(crate) struct RunArgs {
     /// Plugin: a path to a component, or a bundled name such as `dora`. May be repeated for a tuner, a loss and so on.
-    #[arg(long, value_name = "PLUGIN", required = true)]
+    #[arg(long, value_name = "PLUGIN")]
     pub(crate) plugin: Vec<String>,
     /// Question to ask before and after training; with a model plugin, the prompt.
     #[arg(long)]

@@ -44,7 +44,10 @@ pub trait Dataset: Config {
     /// # Errors
     /// For a split that does not exist.
     fn generate(&self, _split: &str, _first: u64, _count: u32) -> Result<Vec<Sample>> {
-        Err(Error::new(ErrorCode::UnsupportedOp, "this dataset maps rows and generates nothing"))
+        Err(Error::new(
+            ErrorCode::UnsupportedOp,
+            "this dataset maps rows and generates nothing; give it rows with `--dataset FILE`",
+        ))
     }
 }
 

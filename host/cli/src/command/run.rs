@@ -13,6 +13,11 @@ use crate::settings::Kind;
 
 /// The main job.
 pub(crate) fn run(environment: &Environment, args: &RunArgs) -> Result<ExitCode> {
+    if args.plugin.is_empty() {
+        bail!(
+            "`run` needs a plugin\nhint: `--plugin dora`, or the path of a component; `swift-host plugin list` names those at hand"
+        );
+    }
     match assign(environment, args)? {
         Job::Train(train_args) => {
             let question = args.prompt.clone().map_or(Question::HeldOut, Question::Text);
@@ -45,7 +50,7 @@ pub(crate) enum Job {
 /// Puts each plugin where its kind belongs.
 pub(crate) fn assign(environment: &Environment, args: &RunArgs) -> Result<Job> {
     let mut train = args.train.clone();
-    let mut only_model = true;
+    let mut only_model = !args.plugin.is_empty();
     for name in &args.plugin {
         let plugin = environment.plugin(name)?;
         let kinds = plugin.kinds();
