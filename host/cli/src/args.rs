@@ -7,7 +7,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-pub(crate) use generation::{BenchArgs, BenchCommand, BenchKernelsArgs, EmbedArgs, InferArgs, ModelArgs, PerplexityArgs};
+pub(crate) use generation::{
+    BenchArgs, BenchCommand, BenchKernelsArgs, ComputeArgs, EmbedArgs, InferArgs, ModelArgs, PerplexityArgs,
+};
 
 /// Fine-tunes, aligns, evaluates and serves large models; every method is a sandboxed WebAssembly plugin.
 #[derive(Debug, Parser)]

@@ -37,7 +37,23 @@ pub trait Executable: Send {
     /// # Errors
     /// When an input is missing or has another shape than `bindings` say, a stored tensor does not fit, or an index is out of range.
     /// Effects of the launches before the failing one have happened.
-    fn run(&mut self, store: &mut Store, bindings: &Bindings, inputs: &Inputs) -> Result<Outputs>;
+    fn run(&mut self, store: &mut Store, bindings: &Bindings, inputs: &Inputs) -> Result<Outputs> {
+        let mut outputs = Outputs::default();
+        self.run_with(store, bindings, inputs, &mut |output| outputs.push(output.name, output.to_tensor()))?;
+        Ok(outputs)
+    }
+
+    /// As [`Executable::run`], with the outputs lent to `read`, one after the other, instead of copied.
+    ///
+    /// # Errors
+    /// As [`Executable::run`].
+    fn run_with(
+        &mut self,
+        store: &mut Store,
+        bindings: &Bindings,
+        inputs: &Inputs,
+        read: &mut dyn FnMut(OutputView<'_>),
+    ) -> Result<()>;
 
     /// Chooses the arithmetic of products with frozen quantized weights, from the next run on; [`Precision::Exact`] until then.
     fn set_precision(&mut self, precision: Precision);
@@ -115,9 +131,45 @@ impl Inputs {
         }
     }
 
+    /// One input, to be changed in place.
+    pub fn get_mut(&mut self, name: &str) -> Option<&mut HostTensor> {
+        self.tensors.get_mut(name)
+    }
+
     /// One input.
     pub fn get(&self, name: &str) -> Option<&HostTensor> {
         self.tensors.get(name)
+    }
+}
+
+/// A named result, where the device holds it.
+#[derive(Clone, Copy, Debug)]
+pub struct OutputView<'a> {
+    /// Name.
+    pub name: &'a str,
+    /// Sizes.
+    pub shape: &'a [usize],
+    /// Row-major elements.
+    pub data: Elements<'a>,
+}
+
+/// Elements of a result.
+#[derive(Clone, Copy, Debug)]
+pub enum Elements<'a> {
+    /// Floats and booleans.
+    F32(&'a [f32]),
+    /// Whole numbers.
+    I32(&'a [i32]),
+}
+
+impl OutputView<'_> {
+    /// A copy.
+    pub fn to_tensor(&self) -> HostTensor {
+        let shape = self.shape.to_vec();
+        match self.data {
+            Elements::F32(data) => HostTensor::F32 { shape, data: data.to_vec() },
+            Elements::I32(data) => HostTensor::I32 { shape, data: data.to_vec() },
+        }
     }
 }
 

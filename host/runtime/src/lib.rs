@@ -21,11 +21,11 @@ mod store;
 mod tensor;
 
 pub use cpu::{CpuDevice, CpuOptions};
-pub use device::{Device, DeviceInfo, Executable, Inputs, Outputs, Precision};
+pub use device::{Device, DeviceInfo, Elements, Executable, Inputs, OutputView, Outputs, Precision};
 pub use error::{Error, Result};
 pub use profile::{Profile, ProfileRow};
 pub use random::Distribution;
-pub use store::{Bytes, DenseTensor, Kind, Store, StoreBytes, decode};
+pub use store::{Bytes, DenseTensor, Kind, Store, StoreBytes, Tenant, decode};
 pub use swift_kernels::ceiling::Ceilings;
 pub use swift_kernels::format::Format;
 pub use swift_kernels::isa::Isa;

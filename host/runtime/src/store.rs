@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use swift_graph::DType;
@@ -189,12 +190,55 @@ pub struct Store {
     weights: BTreeMap<String, Entry>,
     states: BTreeMap<String, Tensor>,
     caches: BTreeMap<String, Cache>,
+    /// Whoever wrote to the caches last.
+    tenant: Option<Tenant>,
+    revision: Revision,
+}
+
+/// Names somebody who writes to the caches of stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tenant(u64);
+
+impl Tenant {
+    /// Another one than all before.
+    #[expect(clippy::new_without_default, reason = "no two are equal, which a default would suggest")]
+    pub fn new() -> Tenant {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Tenant(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Names a set of places in memory, among all that stores of this process ever held: as long as a store's revision stays, its tensors
+/// stay where they are, in the format that they have. Values may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Revision(u64);
+
+impl Default for Revision {
+    fn default() -> Revision {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Revision(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
 }
 
 impl Store {
     /// An empty store in host memory; devices hand out theirs by [`crate::Device::store`].
     pub fn new() -> Store {
         Store::default()
+    }
+
+    /// Changes whenever a tensor comes, goes or moves.
+    pub(crate) fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    fn put_weight(&mut self, name: &str, entry: Entry) {
+        self.revision = Revision::default();
+        self.weights.insert(name.to_string(), entry);
+    }
+
+    fn put_state(&mut self, name: &str, state: Tensor) {
+        self.revision = Revision::default();
+        self.states.insert(name.to_string(), state);
     }
 
     /// Adds or replaces a frozen weight, in its file's format. Bytes are shared unless the tensor has at most one axis, or is F32 and
@@ -218,7 +262,7 @@ impl Store {
         if !keep {
             tensor = Tensor::owned(tensor.shape.clone(), &tensor.to_floats(), "a weight")?;
         }
-        self.weights.insert(name.to_string(), Entry::Tensor(tensor));
+        self.put_weight(name, Entry::Tensor(tensor));
         Ok(())
     }
 
@@ -231,7 +275,7 @@ impl Store {
             return Err(Error::tensor("weight", name, format!("of shape {shape:?} does not hold {} elements", data.len())));
         }
         let tensor = Tensor::owned(shape, &data, "a weight")?;
-        self.weights.insert(name.to_string(), Entry::Tensor(tensor));
+        self.put_weight(name, Entry::Tensor(tensor));
         Ok(())
     }
 
@@ -244,7 +288,7 @@ impl Store {
         if root == name {
             return Err(Error::tensor("weight", name, "cannot be tied to itself"));
         }
-        self.weights.insert(name.to_string(), Entry::Alias(root));
+        self.put_weight(name, Entry::Alias(root));
         Ok(())
     }
 
@@ -258,7 +302,7 @@ impl Store {
             Storage::Shared(format, bytes, panels) => Storage::Shared(*format, bytes.clone(), Arc::clone(panels)),
             Storage::Owned(buffer) => Storage::Owned(Buffer::of(buffer.floats(), "a weight")?),
         };
-        self.weights.insert(name.to_string(), Entry::Tensor(Tensor { shape: tensor.shape.clone(), storage }));
+        self.put_weight(name, Entry::Tensor(Tensor { shape: tensor.shape.clone(), storage }));
         Ok(())
     }
 
@@ -272,12 +316,14 @@ impl Store {
             && let Storage::Shared(..) = tensor.storage
         {
             *tensor = Tensor::owned(tensor.shape.clone(), &tensor.to_floats(), "a trainable weight")?;
+            self.revision = Revision::default();
         }
         Ok(())
     }
 
     /// Forgets a weight. Names tied to it become dangling.
     pub fn remove_weight(&mut self, name: &str) -> bool {
+        self.revision = Revision::default();
         self.weights.remove(name).is_some()
     }
 
@@ -328,7 +374,7 @@ impl Store {
             None => {
                 let bytes = elements("state", name, shape)?.saturating_mul(4);
                 let storage = Storage::Owned(Buffer::zeroed(bytes, "a state")?);
-                self.states.insert(name.to_string(), Tensor { shape: shape.to_vec(), storage });
+                self.put_state(name, Tensor { shape: shape.to_vec(), storage });
                 Ok(())
             }
         }
@@ -350,14 +396,33 @@ impl Store {
                 let words = cache_words(dtype, shape);
                 let words = words.ok_or_else(|| Error::tensor("cache", name, format!("cannot have the shape {shape:?}")))?;
                 let buffer = Buffer::zeroed(words.saturating_mul(4), "a cache")?;
+                self.revision = Revision::default();
                 self.caches.insert(name.to_string(), Cache { dtype, shape: shape.to_vec(), buffer });
                 Ok(())
             }
         }
     }
 
+    /// As [`Store::ensure_cache`], but a cache of another shape or type is thrown away first.
+    ///
+    /// # Errors
+    /// When the shape is no cache's, or memory is short.
+    pub fn replace_cache(&mut self, name: &str, dtype: DType, shape: &[usize]) -> Result<()> {
+        if self.caches.get(name).is_some_and(|cache| cache.shape != shape || cache.dtype != dtype) {
+            self.remove_cache(name);
+        }
+        self.ensure_cache(name, dtype, shape)
+    }
+
+    /// Notes that `to` is going to write to caches, and says whether it was the last to do so: then they hold what it left there.
+    pub fn lend_caches(&mut self, to: Tenant) -> bool {
+        self.tenant.replace(to) == Some(to)
+    }
+
     /// Forgets a cache.
     pub fn remove_cache(&mut self, name: &str) -> bool {
+        self.revision = Revision::default();
+        self.tenant = None;
         self.caches.remove(name).is_some()
     }
 
@@ -382,7 +447,7 @@ impl Store {
         if elements("state", name, &shape)? != data.len() {
             return Err(Error::tensor("state", name, format!("of shape {shape:?} does not hold {} elements", data.len())));
         }
-        self.states.insert(name.to_string(), Tensor::owned(shape, data, "a state")?);
+        self.put_state(name, Tensor::owned(shape, data, "a state")?);
         Ok(())
     }
 
@@ -395,6 +460,7 @@ impl Store {
 
     /// Forgets a state.
     pub fn remove_state(&mut self, name: &str) -> bool {
+        self.revision = Revision::default();
         self.states.remove(name).is_some()
     }
 

@@ -97,13 +97,6 @@ impl HostTensor {
             HostTensor::I32 { data, .. } => data.as_ptr().cast(),
         }
     }
-
-    pub(crate) fn elements(&self) -> usize {
-        match self {
-            HostTensor::F32 { data, .. } => data.len(),
-            HostTensor::I32 { data, .. } => data.len(),
-        }
-    }
 }
 
 /// Element type and shape, as messages name it: `f32[3, 4]`.

@@ -3,9 +3,10 @@
 use swift_graph::op;
 use swift_graph::{Bindings, DType, Dim, Graph, SymbolId, Type};
 use swift_plugin::Mode;
-use swift_runtime::{Device, HostTensor, Inputs, Profile, Store};
+use swift_runtime::{Device, Elements, HostTensor, Inputs, Precision, Profile, Store, Tenant};
 
-use crate::{AdaptedModel, Program, Result, ServeError};
+use crate::pages::PAGE;
+use crate::{AdaptedModel, Program, Result};
 
 /// Tokens of one run, packed: those of a sequence stand together, in the order of their positions.
 #[derive(Clone, Debug, Default)]
@@ -20,21 +21,40 @@ pub(crate) struct Packed {
     pub(crate) rows: Vec<i32>,
 }
 
+/// Sizes of a decoder, and how it computes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DecoderOptions {
+    /// Sequences at once.
+    pub(crate) slots: usize,
+    /// Tokens of a sequence.
+    pub(crate) capacity: usize,
+    /// Pages of the cache.
+    pub(crate) pages: usize,
+    /// Arithmetic of products with quantized weights.
+    pub(crate) precision: Precision,
+    /// What keys and values are stored as.
+    pub(crate) cache: DType,
+}
+
 /// The model with a cache, as a function from packed tokens to logits.
 pub(crate) struct Decoder {
     program: Program,
-    slots: usize,
-    capacity: usize,
+    options: DecoderOptions,
+    /// Names this decoder among all that may write to the caches of a store.
+    tenant: Tenant,
+    /// With the table of pages, which changes little from run to run.
+    inputs: Inputs,
+    /// Of the last run. A fresh allocation of this size would cost more than the copy.
+    logits: Vec<f32>,
 }
 
 impl Decoder {
-    /// Traces and compiles decoding for `slots` sequences of at most `capacity` tokens, and reserves the cache.
+    /// Traces and compiles decoding and reserves the cache.
     pub(crate) fn new(
         model: &mut AdaptedModel,
         device: &dyn Device,
         store: &mut Store,
-        slots: usize,
-        capacity: usize,
+        options: DecoderOptions,
     ) -> Result<Decoder> {
         let traced = model.trace(Mode::Decode)?;
         let mut g = Graph::default();
@@ -44,16 +64,23 @@ impl Decoder {
         let logits = g.linear(last, head.weight)?;
         let logits = crate::generate::capped(&mut g, logits, head.softcap)?;
         g.outputs.push(("logits".into(), logits));
-        let sizes = bindings(1, 1, slots, capacity);
+        g.set_cache_dtype(options.cache)?;
+        let sizes = bindings(&options, 1, 1);
         for state in g.caches().into_iter().map(|id| &g.states()[id.index()]) {
-            store.ensure_cache(&state.name, state.ty.dtype, &state.ty.shape.eval(&sizes)?)?;
+            let shape = state.ty.shape.eval(&sizes)?;
+            // An engine of other sizes may have used this store before.
+            store.replace_cache(&state.name, state.ty.dtype, &shape)?;
         }
-        Ok(Decoder { program: Program::compile(device, store, g)?, slots, capacity })
+        let mut program = Program::compile(device, store, g)?;
+        program.main.set_precision(options.precision);
+        let (slots, columns) = (options.slots, columns(options.capacity));
+        let inputs = Inputs::new().with("pages", HostTensor::i32([slots, columns], vec![0; slots * columns]));
+        Ok(Decoder { program, options, tenant: Tenant::new(), inputs, logits: Vec::new() })
     }
 
     /// Tokens of a sequence that fit.
     pub(crate) fn capacity(&self) -> usize {
-        self.capacity
+        self.options.capacity
     }
 
     /// Computes again what depends on weights alone.
@@ -77,37 +104,50 @@ impl Decoder {
     }
 
     fn bindings(&self, tokens: usize, sequences: usize) -> Bindings {
-        bindings(tokens, sequences, self.slots, self.capacity)
+        bindings(&self.options, tokens, sequences)
     }
 
-    /// Runs the tokens; returns `[rows, vocab]` logits.
-    pub(crate) fn run(&mut self, store: &mut Store, packed: Packed) -> Result<Vec<f32>> {
+    /// Whether the caches of `store` hold what this decoder wrote to them last; it is to run next.
+    pub(crate) fn keeps_cache(&self, store: &mut Store) -> bool {
+        store.lend_caches(self.tenant)
+    }
+
+    /// Says where the tokens of a slot lie.
+    pub(crate) fn set_pages(&mut self, slot: usize, pages: &[u32]) {
+        let columns = columns(self.options.capacity);
+        if let Some(HostTensor::I32 { data, .. }) = self.inputs.get_mut("pages") {
+            let row = &mut data[slot * columns..][..columns];
+            row.iter_mut().zip(pages).for_each(|(to, &page)| *to = page as i32);
+        }
+    }
+
+    /// Runs the tokens; gives `[rows, vocab]` logits, which stay until the next run.
+    pub(crate) fn run(&mut self, store: &mut Store, packed: Packed) -> Result<&[f32]> {
         let bindings = self.bindings(packed.ids.len(), packed.rows.len());
-        let mut inputs = Inputs::default();
         let tokens = [("ids", packed.ids), ("positions", packed.positions), ("segments", packed.slots), ("rows", packed.rows)];
         for (name, values) in tokens {
-            inputs.set(name, HostTensor::i32([values.len()], values));
+            self.inputs.set(name, HostTensor::i32([values.len()], values));
         }
-        // Every slot has pages of its own.
-        let pages = columns(self.capacity);
-        inputs.set("pages", HostTensor::i32([self.slots, pages], (0..(self.slots * pages) as i32).collect()));
-        match self.program.main.run(store, &bindings, &inputs)?.take("logits")? {
-            HostTensor::F32 { data, .. } => Ok(data),
-            HostTensor::I32 { .. } => Err(ServeError::Request("the decoding graph gave no float logits".into())),
-        }
+        self.logits.clear();
+        self.program.main.run_with(store, &bindings, &self.inputs, &mut |output| {
+            if let Elements::F32(logits) = output.data {
+                self.logits.extend_from_slice(logits);
+            }
+        })?;
+        Ok(&self.logits)
     }
 }
 
-/// Pages of a cache that hold a sequence.
-fn columns(capacity: usize) -> usize {
-    capacity.div_ceil(op::CachedAttention::PAGE as usize)
+/// Pages of a cache that hold so many tokens of a sequence.
+pub(crate) fn columns(tokens: usize) -> usize {
+    tokens.div_ceil(PAGE)
 }
 
-fn bindings(tokens: usize, sequences: usize, slots: usize, capacity: usize) -> Bindings {
+fn bindings(options: &DecoderOptions, tokens: usize, sequences: usize) -> Bindings {
     Bindings::new()
         .with(SymbolId::TOKENS, tokens as u64)
         .with(SymbolId::SEQUENCES, sequences as u64)
-        .with(SymbolId::SLOTS, slots as u64)
-        .with(SymbolId::CAPACITY, columns(capacity) as u64)
-        .with(SymbolId::PAGES, (slots * columns(capacity)) as u64)
+        .with(SymbolId::SLOTS, options.slots as u64)
+        .with(SymbolId::CAPACITY, columns(options.capacity) as u64)
+        .with(SymbolId::PAGES, options.pages as u64)
 }

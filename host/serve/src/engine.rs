@@ -1,7 +1,7 @@
 //! The generation engine: requests come and go between steps, and every step advances all of them.
 //!
 //! ```text
-//! submit -> queue -> slot: prefill in chunks -> one token a step -> finished -> slot is free
+//! submit -> queue -> slot: prefill in chunks -> one token a step -> finished -> slot and pages are free
 //! ```
 //!
 //! A step never waits for a long prompt: prompts enter the cache a chunk at a time, beside the tokens of sequences that are already
@@ -11,15 +11,15 @@
 //! **Invariant:** what is drawn for a request depends on its logits and its own seed, never on its neighbours. With
 //! [`Batching::Reproducible`] its logits do not either, bit by bit.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use swift_data::Tokenizer;
-use swift_runtime::{Device, Profile, Store};
+use swift_graph::DType;
+use swift_runtime::{Device, Precision, Profile, Store};
 
-use crate::decoder::{Decoder, Packed};
+use crate::decoder::{Decoder, DecoderOptions, Packed, columns};
 use crate::sampling::log_probabilities;
-use crate::stop::AnswerText;
+use crate::schedule::{Counters, Scheduler, Sequence, Share};
 use crate::{AdaptedModel, History, Result, Sampling, ServeError};
 
 /// How sequences share runs of the model.
@@ -34,7 +34,29 @@ pub enum Batching {
     Reproducible,
 }
 
-/// Sizes of an engine.
+/// What keys and values are stored as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CacheType {
+    /// Single precision: nothing is rounded.
+    #[default]
+    F32,
+    /// Half precision, half the memory.
+    F16,
+    /// 8 bits with a factor for each token of a head, about a quarter of the memory.
+    Int8,
+}
+
+impl CacheType {
+    fn dtype(self) -> DType {
+        match self {
+            CacheType::F32 => DType::F32,
+            CacheType::F16 => DType::F16,
+            CacheType::Int8 => DType::S8,
+        }
+    }
+}
+
+/// Sizes of an engine, and how it computes.
 #[derive(Clone, Copy, Debug)]
 pub struct EngineOptions {
     /// Sequences that are answered at once.
@@ -45,6 +67,34 @@ pub struct EngineOptions {
     pub chunk: usize,
     /// How sequences share runs.
     pub batching: Batching,
+    /// Arithmetic of products with quantized weights.
+    pub precision: Precision,
+    /// What keys and values are stored as.
+    pub cache: CacheType,
+    /// Tokens that the cache holds, of all sequences together: at least one sequence of full length. Where there are fewer than
+    /// `slots x capacity`, sequences wait for each other. `None` for as many as that.
+    pub cache_tokens: Option<usize>,
+    /// Whether sequences that begin alike compute their common beginning once, as far as it fills pages of 64 tokens.
+    pub share_prefixes: bool,
+}
+
+impl EngineOptions {
+    /// Prompt tokens that are run at once unless said otherwise.
+    pub const CHUNK: usize = 512;
+
+    /// Exact arithmetic, a cache in f32, shared beginnings.
+    pub fn new(slots: usize, capacity: usize) -> EngineOptions {
+        EngineOptions {
+            slots,
+            capacity,
+            chunk: EngineOptions::CHUNK,
+            batching: Batching::default(),
+            precision: Precision::default(),
+            cache: CacheType::default(),
+            cache_tokens: None,
+            share_prefixes: true,
+        }
+    }
 }
 
 /// What is to be continued, and how.
@@ -88,6 +138,12 @@ impl Request {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(u64);
 
+impl RequestId {
+    pub(crate) fn of(number: u64) -> RequestId {
+        RequestId(number)
+    }
+}
+
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
@@ -125,52 +181,14 @@ pub struct Update {
     pub finished: Option<Stop>,
 }
 
-struct Waiting {
-    id: RequestId,
-    choice: usize,
-    request: Arc<Request>,
-}
-
-struct Sequence {
-    id: RequestId,
-    choice: usize,
-    request: Arc<Request>,
-    /// Tokens in the cache.
-    cached: usize,
-    answer: Vec<i32>,
-    text: AnswerText,
-}
-
-impl Sequence {
-    fn new(waiting: Waiting) -> Sequence {
-        let Waiting { id, choice, request } = waiting;
-        let text = AnswerText::new(&request.stop_strings);
-        Sequence { id, choice, request, cached: 0, answer: Vec::new(), text }
-    }
-
-    /// Tokens that are not in the cache yet.
-    fn pending(&self) -> usize {
-        self.request.prompt.len() + self.answer.len() - self.cached
-    }
-
-    fn token(&self, position: usize) -> i32 {
-        let prompt = &self.request.prompt;
-        prompt.get(position).copied().unwrap_or_else(|| self.answer[position - prompt.len()])
-    }
-}
-
-/// A share of a run: the slot, and how many of its pending tokens.
-type Share = (usize, usize);
-
 /// Answers requests, all at once.
 pub struct Engine {
     decoder: Decoder,
+    scheduler: Scheduler,
     chunk: usize,
-    batching: Batching,
     tokenizer: Option<Arc<Tokenizer>>,
-    queue: VecDeque<Waiting>,
-    live: Vec<Option<Sequence>>,
-    next: u64,
+    /// Requests and answers so far.
+    next: (u64, u64),
 }
 
 impl Engine {
@@ -185,16 +203,25 @@ impl Engine {
         options: EngineOptions,
         tokenizer: Option<Arc<Tokenizer>>,
     ) -> Result<Engine> {
-        let EngineOptions { slots, capacity, chunk, batching } = options;
+        let EngineOptions { slots, capacity, chunk, batching, precision, share_prefixes, .. } = options;
         if slots == 0 || capacity == 0 || chunk == 0 {
             return Err(ServeError::Request(format!(
                 "an engine of {slots} slots, {capacity} tokens and chunks of {chunk} can answer nothing"
             )));
         }
-        let mut decoder = Decoder::new(model, device, store, slots, capacity)?;
+        let most = slots.saturating_mul(columns(capacity));
+        let pages = options.cache_tokens.map_or(most, |tokens| columns(tokens).min(most));
+        if pages < columns(capacity) {
+            return Err(ServeError::Request(format!(
+                "a cache of {} tokens does not hold a sequence of {capacity}",
+                options.cache_tokens.unwrap_or(0)
+            )));
+        }
+        let of = DecoderOptions { slots, capacity, pages, precision, cache: options.cache.dtype() };
+        let mut decoder = Decoder::new(model, device, store, of)?;
         decoder.refresh(store)?;
-        let live = (0..slots).map(|_| None).collect();
-        Ok(Engine { decoder, chunk, batching, tokenizer, queue: VecDeque::new(), live, next: 0 })
+        let scheduler = Scheduler::new(slots, pages, chunk, batching, share_prefixes);
+        Ok(Engine { decoder, scheduler, chunk, tokenizer, next: (0, 0) })
     }
 
     /// Queues a request.
@@ -216,44 +243,39 @@ impl Engine {
             return Err(ServeError::Request("stop strings need a tokenizer".into()));
         }
         request.sampling.check()?;
-        let id = RequestId(self.next);
-        self.next += 1;
+        let id = RequestId::of(self.next.0);
+        self.next.0 += 1;
         let request = Arc::new(request);
-        self.queue.extend((0..request.choices).map(|choice| Waiting { id, choice, request: request.clone() }));
+        for choice in 0..request.choices {
+            self.scheduler.submit(Sequence::new(id, choice, request.clone(), self.next.1));
+            self.next.1 += 1;
+        }
         Ok(id)
     }
 
     /// Ends all answers of a request at once; no update of it follows. Returns whether there were any.
     pub fn cancel(&mut self, id: RequestId) -> bool {
-        self.end(|request, _| request == id)
+        self.scheduler.end(|request, _| request == id)
     }
 
     /// Ends one answer of a request.
     pub fn cancel_choice(&mut self, id: RequestId, choice: usize) -> bool {
-        self.end(|request, c| request == id && c == choice)
-    }
-
-    fn end(&mut self, of: impl Fn(RequestId, usize) -> bool) -> bool {
-        let before = self.queue.len();
-        self.queue.retain(|w| !of(w.id, w.choice));
-        let mut ended = self.queue.len() < before;
-        for slot in &mut self.live {
-            if slot.as_ref().is_some_and(|s| of(s.id, s.choice)) {
-                *slot = None;
-                ended = true;
-            }
-        }
-        ended
+        self.scheduler.end(|request, c| request == id && c == choice)
     }
 
     /// Whether nothing is queued or being answered.
     pub fn is_idle(&self) -> bool {
-        self.queue.is_empty() && self.live.iter().all(Option::is_none)
+        self.load() == (0, 0)
     }
 
     /// Answers that wait for a slot, and answers in progress.
     pub fn load(&self) -> (usize, usize) {
-        (self.queue.len(), self.live.iter().flatten().count())
+        self.scheduler.load()
+    }
+
+    /// What was computed and what was found in the cache, since the start.
+    pub fn counters(&self) -> Counters {
+        self.scheduler.counters
     }
 
     /// Tokens of one sequence that fit, prompt included.
@@ -266,6 +288,7 @@ impl Engine {
     /// # Errors
     /// When the device fails.
     pub fn refresh(&mut self, store: &mut Store) -> Result<()> {
+        self.scheduler.forget();
         self.decoder.refresh(store)
     }
 
@@ -274,8 +297,9 @@ impl Engine {
     /// # Errors
     /// When a size overflows.
     pub fn peak_bytes(&self, tokens: usize) -> Result<usize> {
-        let tokens = tokens.clamp(1, self.chunk + self.live.len());
-        self.decoder.peak_bytes(tokens, self.live.len().min(tokens))
+        let slots = self.scheduler.slots();
+        let tokens = tokens.clamp(1, self.chunk + slots);
+        self.decoder.peak_bytes(tokens, slots.min(tokens))
     }
 
     /// Starts (with empty totals) or stops to measure launches.
@@ -293,11 +317,12 @@ impl Engine {
     /// # Errors
     /// When the device or the tokenizer fails.
     pub fn step(&mut self, store: &mut Store) -> Result<Vec<Update>> {
-        for slot in self.live.iter_mut().filter(|s| s.is_none()) {
-            *slot = self.queue.pop_front().map(Sequence::new);
+        if !self.decoder.keeps_cache(store) {
+            // Another engine of this store wrote to its cache.
+            self.scheduler.restart();
         }
         let mut updates = Vec::new();
-        for run in self.plan() {
+        for run in self.scheduler.plan() {
             self.run(store, &run, &mut updates)?;
         }
         Ok(updates)
@@ -318,44 +343,19 @@ impl Engine {
         Ok(())
     }
 
-    /// The runs of a step.
-    fn plan(&self) -> Vec<Vec<Share>> {
-        let live = self.live.iter().enumerate().filter_map(|(slot, s)| Some((slot, s.as_ref()?)));
-        let (prompts, answers): (Vec<_>, Vec<_>) = live.partition(|(_, s)| s.answer.is_empty());
-        let answers: Vec<Share> = answers.into_iter().map(|(slot, _)| (slot, 1)).collect();
-        match self.batching {
-            Batching::Reproducible => {
-                let first = prompts.first().map(|(slot, s)| vec![(*slot, s.pending().min(self.chunk))]);
-                first.into_iter().chain(answers.into_iter().map(|share| vec![share])).collect()
-            }
-            Batching::Throughput => {
-                let mut run = answers;
-                let mut room = self.chunk;
-                for (slot, s) in prompts {
-                    let take = s.pending().min(room);
-                    if take > 0 {
-                        run.push((slot, take));
-                    }
-                    room -= take;
-                }
-                run.sort_unstable();
-                if run.is_empty() { Vec::new() } else { vec![run] }
-            }
-        }
-    }
-
     fn run(&mut self, store: &mut Store, run: &[Share], updates: &mut Vec<Update>) -> Result<()> {
         let mut packed = Packed::default();
         let mut whole = Vec::with_capacity(run.len());
-        for &(slot, count) in run {
-            let Some(sequence) = self.live[slot].as_mut() else { continue };
-            for position in sequence.cached..sequence.cached + count {
+        for &Share { slot, count } in run {
+            let Some(sequence) = self.scheduler.sequence(slot) else { continue };
+            let cached = sequence.cached();
+            for position in cached..cached + count {
                 packed.ids.push(sequence.token(position));
                 packed.positions.push(position as i32);
                 packed.slots.push(slot as i32);
             }
-            sequence.cached += count;
-            if sequence.pending() == 0 {
+            self.decoder.set_pages(slot, sequence.table());
+            if sequence.pending() == count {
                 packed.rows.push(packed.ids.len() as i32 - 1);
                 whole.push(slot);
             }
@@ -365,13 +365,15 @@ impl Engine {
             packed.rows.push(packed.ids.len() as i32 - 1);
         }
         let rows = packed.rows.len();
+        let capacity = self.decoder.capacity();
         let logits = self.decoder.run(store, packed)?;
+        run.iter().for_each(|&share| self.scheduler.ran(share));
         let vocab = logits.len() / rows;
         for (slot, logits) in whole.into_iter().zip(logits.chunks_exact(vocab.max(1))) {
-            let Some(sequence) = self.live[slot].as_mut() else { continue };
-            let update = advance(sequence, logits, self.decoder.capacity(), self.tokenizer.as_deref())?;
+            let Some(sequence) = self.scheduler.sequence(slot) else { continue };
+            let update = advance(sequence, logits, capacity, self.tokenizer.as_deref())?;
             if update.finished.is_some() {
-                self.live[slot] = None;
+                self.scheduler.finish(slot);
             }
             updates.push(update);
         }
@@ -392,7 +394,7 @@ fn advance(sequence: &mut Sequence, logits: &[f32], capacity: usize, tokenizer: 
         update.token = Some(Token { id, logprobs: request.logprobs.map(|top| log_probabilities(logits, id, top)) });
         sequence.answer.push(id);
         // The last token needs no room: nothing is drawn after it.
-        let full = sequence.answer.len() >= request.max_new_tokens || sequence.cached >= capacity;
+        let full = sequence.answer.len() >= request.max_new_tokens || sequence.cached() >= capacity;
         update.finished = full.then_some(Stop::Length);
     }
     let Some(tokenizer) = tokenizer else { return Ok(update) };

@@ -8,10 +8,7 @@ use swift_graph::{Bindings, Graph, SymbolId};
 use swift_plugin::Mode;
 use swift_runtime::{Device, HostTensor, Inputs, Store};
 
-use crate::{AdaptedModel, Batching, Engine, EngineOptions, Program, Request, Result, Sampling, ServeError, Stop};
-
-/// Prompt tokens that are run at once.
-const CHUNK: usize = 512;
+use crate::{AdaptedModel, Engine, EngineOptions, Program, Request, Result, Sampling, ServeError, Stop};
 
 /// A finished sequence.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,7 +25,8 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Traces and compiles decoding for `slots` sequences of at most `capacity` tokens, prompt included, and reserves the cache.
+    /// Traces and compiles decoding for `slots` sequences of at most `capacity` tokens, prompt included, in exact arithmetic, and
+    /// reserves the cache.
     ///
     /// # Errors
     /// When a plugin fails, the model has no cache, or memory runs out.
@@ -39,7 +37,19 @@ impl Generator {
         slots: usize,
         capacity: usize,
     ) -> Result<Generator> {
-        let options = EngineOptions { slots, capacity, chunk: CHUNK, batching: Batching::Throughput };
+        Generator::with_options(model, device, store, EngineOptions::new(slots, capacity))
+    }
+
+    /// As [`Generator::new`], with other arithmetic or another cache.
+    ///
+    /// # Errors
+    /// As [`Generator::new`].
+    pub fn with_options(
+        model: &mut AdaptedModel,
+        device: &dyn Device,
+        store: &mut Store,
+        options: EngineOptions,
+    ) -> Result<Generator> {
         Ok(Generator { engine: Engine::new(model, device, store, options, None)? })
     }
 

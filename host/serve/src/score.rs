@@ -1,16 +1,16 @@
 //! A model as a function of whole texts: how likely their tokens are, and what its last layer makes of them.
 
-use swift_graph::op::{CrossEntropySpec, LinearCrossEntropy};
+use swift_graph::op::{CrossEntropySpec, GatherLast, LinearCrossEntropy, ReduceOp};
 use swift_graph::{Bindings, DType, Dim, Float, Graph, SymbolId, Type};
 use swift_plugin::Mode;
-use swift_runtime::{Device, HostTensor, Inputs, Store};
+use swift_runtime::{Device, HostTensor, Inputs, Precision, Store};
 
 use crate::{AdaptedModel, Program, Result, ServeError};
 
 /// Names of the output that an encoder plugin gives its last layer.
 const LAST_HIDDEN: &str = "last_hidden_state";
 
-/// Negative log-likelihoods of given tokens; logits are never kept.
+/// Negative log-likelihoods of given tokens. In exact arithmetic logits are never kept.
 pub struct Scorer {
     program: Program,
 }
@@ -20,20 +20,36 @@ impl Scorer {
     ///
     /// # Errors
     /// When a plugin or the device fails, or the model has no vocabulary to predict.
-    pub fn new(model: &mut AdaptedModel, device: &dyn Device, store: &mut Store) -> Result<Scorer> {
+    pub fn new(model: &mut AdaptedModel, device: &dyn Device, store: &mut Store, precision: Precision) -> Result<Scorer> {
         let traced = model.trace(Mode::Train)?;
         let mut g = Graph::default();
         let (head, _) = model.splice(&mut g, &traced, true, false)?;
         let targets = g.input("targets", Type::new(DType::S32, vec![Dim::symbol(SymbolId::TOKENS)]))?;
-        let spec = CrossEntropySpec {
-            label_smoothing: Float(0.0),
-            z_loss: Float(0.0),
-            softcap: head.softcap.map(|cap| Float(f64::from(cap))),
-            temperature: Float(1.0),
+        let loss = match precision {
+            Precision::Exact => {
+                let spec = CrossEntropySpec {
+                    label_smoothing: Float(0.0),
+                    z_loss: Float(0.0),
+                    softcap: head.softcap.map(|cap| Float(f64::from(cap))),
+                    temperature: Float(1.0),
+                };
+                g.push(LinearCrossEntropy { spec, unit_grad: false }, &[head.hidden, head.weight, targets])?
+            }
+            // The fused loss is exact. Generation projects to the vocabulary in whole numbers, and so does this.
+            Precision::Int8 => {
+                let logits = g.linear(head.hidden, head.weight)?;
+                let logits = crate::generate::capped(&mut g, logits, head.softcap)?;
+                let tokens = Dim::symbol(SymbolId::TOKENS);
+                let total = g.reduce(ReduceOp::LogSumExp, logits, &[1], false)?;
+                let column = g.reshape(targets, vec![tokens.clone(), Dim::fixed(1)].into())?;
+                let chosen = g.push(GatherLast, &[logits, column])?;
+                let chosen = g.reshape(chosen, vec![tokens].into())?;
+                g.sub(total, chosen)?
+            }
         };
-        let loss = g.push(LinearCrossEntropy { spec, unit_grad: false }, &[head.hidden, head.weight, targets])?;
         g.outputs.push(("loss".into(), loss));
         let mut program = Program::compile(device, store, g)?;
+        program.main.set_precision(precision);
         program.refresh(store)?;
         Ok(Scorer { program })
     }

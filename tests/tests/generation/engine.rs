@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use swift_serve::{Batching, Engine, EngineOptions, Request, RequestId, Sampling, Stop};
-use swift_tests::{Lab, Loaded, workspace};
+use swift_runtime::Precision;
+use swift_serve::{Batching, CacheType, Engine, EngineOptions, Request, RequestId, Sampling, Stop};
+use swift_tests::{Lab, Loaded, SMOLLM2, asset, workspace};
 use swift_train::text_of;
 
 /// One answer: tokens with the bits of their log-probabilities, text, and how it ended.
@@ -22,15 +23,21 @@ struct Bench {
 
 impl Bench {
     fn new() -> Bench {
+        Bench::of(&workspace().join("host/cli/assets/swift-tiny.gguf"))
+    }
+
+    fn of(checkpoint: &std::path::Path) -> Bench {
         let lab = Lab::default();
-        let loaded = lab.open(&workspace().join("host/cli/assets/swift-tiny.gguf"), None);
+        let loaded = lab.open(checkpoint, None);
         Bench { lab, loaded }
     }
 
-    /// An engine of its own cache; every engine of one store must have the same.
     fn engine(&mut self, batching: Batching, chunk: usize) -> Engine {
+        self.engine_with(EngineOptions { chunk, batching, ..EngineOptions::new(12, 96) })
+    }
+
+    fn engine_with(&mut self, options: EngineOptions) -> Engine {
         let tokenizer = text_of(self.loaded.model.checkpoint()).unwrap().tokenizer;
-        let options = EngineOptions { slots: 12, capacity: 96, chunk, batching };
         let Loaded { model, store } = &mut self.loaded;
         Engine::new(model, &self.lab.device, store, options, Some(Arc::clone(&tokenizer))).unwrap()
     }
@@ -170,4 +177,87 @@ fn impossible_requests_are_refused() {
     let mut odd = Request::new(prompt(1, 4), 4);
     odd.sampling.top_p = 1.5;
     refused(odd, "top_p");
+}
+
+/// Requests of equal and of partly equal beginnings, one of them of several answers, and some that grow from one page to two.
+fn relatives() -> Vec<Request> {
+    let mut requests = vec![request(1, 150, 12), request(1, 150, 12), request(2, 40, 30), request(1, 200, 9)];
+    requests[1].choices = 3;
+    // The first 130 tokens of the first, then others.
+    let mut branch = request(1, 130, 10);
+    branch.prompt.extend(prompt(9, 50));
+    requests.push(branch);
+    requests.extend((20..24).map(|i| request(i, 60, 30)));
+    requests
+}
+
+/// What an engine answers to [`relatives`], and then to a request that goes on where the first answer ended.
+fn answers(bench: &mut Bench, options: EngineOptions) -> (Vec<Answer>, swift_serve::Counters) {
+    let mut engine = bench.engine_with(options);
+    let ids: Vec<RequestId> = relatives().into_iter().map(|r| engine.submit(r).unwrap()).collect();
+    let first = bench.drain(&mut engine);
+    let mut next = request(3, 0, 10);
+    next.prompt = [prompt(1, 150), first[&(ids[0], 0)].tokens.iter().map(|t| t.0).collect(), prompt(5, 20)].concat();
+    let last = bench.answer(&mut engine, next);
+    (first.into_values().chain([last]).collect(), engine.counters())
+}
+
+#[test]
+fn shared_beginnings_change_no_bit() {
+    let mut bench = Bench::new();
+    let options = EngineOptions { batching: Batching::Reproducible, chunk: 64, ..EngineOptions::new(3, 256) };
+    let (alone, without) = answers(&mut bench, EngineOptions { share_prefixes: false, ..options });
+    let (shared, with) = answers(&mut bench, options);
+    assert_eq!(shared, alone);
+    assert_eq!(without.reused, 0);
+    assert!(with.reused >= 5 * 128 && with.computed + with.reused == without.computed, "{with:?} {without:?}");
+}
+
+#[test]
+fn short_of_pages_sequences_wait_give_way_and_change_no_bit() {
+    let mut bench = Bench::new();
+    let options = EngineOptions { batching: Batching::Reproducible, chunk: 64, ..EngineOptions::new(5, 256) };
+    let (plenty, counters) = answers(&mut bench, options);
+    assert_eq!(counters.preempted, 0);
+    // Room for one sequence of full length, the least there may be.
+    for share_prefixes in [true, false] {
+        let (short, counters) = answers(&mut bench, EngineOptions { cache_tokens: Some(256), share_prefixes, ..options });
+        assert_eq!(short, plenty);
+        assert!(counters.preempted > 0, "{counters:?}");
+    }
+    let Loaded { model, store } = &mut bench.loaded;
+    let options = EngineOptions { cache_tokens: Some(255 - 64), ..options };
+    let message = Engine::new(model, &bench.lab.device, store, options, None).err().unwrap().to_string();
+    assert!(message.contains("191") && message.contains("256"), "{message}");
+}
+
+#[test]
+fn in_whole_numbers_rows_do_not_depend_on_their_runs() {
+    // All weights of this model are quantized, so that batches, chunks, sharing and preemption change no bit in any mode.
+    let Some(path) = asset(SMOLLM2) else { return };
+    let mut bench = Bench::of(&path);
+    for cache in [CacheType::F32, CacheType::F16, CacheType::Int8] {
+        let options = EngineOptions { precision: Precision::Int8, cache, ..EngineOptions::new(8, 256) };
+        let (want, _) = answers(&mut bench, EngineOptions { slots: 1, share_prefixes: false, ..options });
+        let (shared, counters) = answers(&mut bench, options);
+        assert_eq!(shared, want, "{cache:?}");
+        assert!(counters.reused >= 5 * 128, "{counters:?}");
+        let (short, counters) = answers(&mut bench, EngineOptions { cache_tokens: Some(256), chunk: 48, ..options });
+        assert_eq!(short, want, "{cache:?}");
+        assert!(counters.preempted > 0, "{counters:?}");
+    }
+}
+
+#[test]
+fn engines_of_one_store_notice_each_other() {
+    let mut bench = Bench::new();
+    let options = EngineOptions { batching: Batching::Reproducible, chunk: 64, ..EngineOptions::new(2, 256) };
+    let (mut one, mut other) = (bench.engine_with(options), bench.engine_with(options));
+    let want = bench.answer(&mut one, request(1, 200, 12));
+    let id = one.submit(request(1, 200, 12)).unwrap();
+    let begun: Vec<_> = (0..3).flat_map(|_| one.step(&mut bench.loaded.store).unwrap()).filter_map(|u| u.token).collect();
+    // The other engine writes over the pages of the answer in progress, and of what was kept.
+    bench.answer(&mut other, request(8, 250, 5));
+    let rest = bench.drain(&mut one).remove(&(id, 0)).unwrap();
+    assert_eq!(rest.tokens, want.tokens[begun.len()..]);
 }

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
+use swift_runtime::Precision;
+use swift_serve::CacheType;
 
 /// Which model.
 #[derive(Clone, Debug, Default, Args)]
@@ -20,6 +22,59 @@ pub(crate) struct ModelArgs {
     /// Tuner plugin of the adapter [default: by its configuration].
     #[arg(long, help_heading = "Model", value_name = "PLUGIN")]
     pub(crate) tuner_type: Option<String>,
+}
+
+/// How answers are computed.
+#[derive(Clone, Copy, Debug, Default, Args)]
+#[command(rename_all = "snake_case")]
+pub(crate) struct ComputeArgs {
+    /// Products with quantized weights: `int8` rounds activations to 8 bits and is several times faster, `exact` computes in f32.
+    #[arg(long, help_heading = "Generation", value_enum, default_value_t, value_name = "NAME")]
+    pub(crate) precision: PrecisionArg,
+    /// What keys and values are stored as.
+    #[arg(long, help_heading = "Generation", value_enum, default_value_t, value_name = "TYPE")]
+    pub(crate) kv_cache_dtype: CacheArg,
+}
+
+/// `--precision`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PrecisionArg {
+    /// As training and evaluation compute.
+    Exact,
+    /// Activations in 8 bits.
+    #[default]
+    Int8,
+}
+
+impl From<PrecisionArg> for Precision {
+    fn from(arg: PrecisionArg) -> Precision {
+        match arg {
+            PrecisionArg::Exact => Precision::Exact,
+            PrecisionArg::Int8 => Precision::Int8,
+        }
+    }
+}
+
+/// `--kv_cache_dtype`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CacheArg {
+    /// Single precision.
+    F32,
+    /// Half precision.
+    #[default]
+    F16,
+    /// 8 bits with a factor for each token of a head.
+    Int8,
+}
+
+impl From<CacheArg> for CacheType {
+    fn from(arg: CacheArg) -> CacheType {
+        match arg {
+            CacheArg::F32 => CacheType::F32,
+            CacheArg::F16 => CacheType::F16,
+            CacheArg::Int8 => CacheType::Int8,
+        }
+    }
 }
 
 /// `infer`.
@@ -79,6 +134,8 @@ pub(crate) struct InferArgs {
     /// Seed of the draws [default: 42].
     #[arg(long, help_heading = "Generation", value_name = "N")]
     pub(crate) seed: Option<u64>,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
     /// Print tokens as they come [default: true, with `--val_dataset` false].
     #[arg(long, help_heading = "Generation", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) stream: Option<bool>,
@@ -119,6 +176,9 @@ pub(crate) struct PerplexityArgs {
     /// [default: half of max_length].
     #[arg(long, value_name = "N")]
     pub(crate) stride: Option<usize>,
+    /// Products with quantized weights: `exact` computes in f32, `int8` as generation does.
+    #[arg(long, value_enum, default_value_t = PrecisionArg::Exact, value_name = "NAME")]
+    pub(crate) precision: PrecisionArg,
     /// Score no more tokens than this.
     #[arg(long, value_name = "N")]
     pub(crate) max_tokens: Option<usize>,
@@ -178,6 +238,8 @@ pub(crate) struct BenchKernelsArgs {
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
     /// Tokens of each prompt.
     #[arg(long, default_value_t = 512, value_name = "N")]
     pub(crate) prompt: usize,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use swift_runtime::Ceilings;
-use swift_serve::{Batching, Engine, EngineOptions, Request};
+use swift_serve::{Engine, EngineOptions, Request};
 
 use crate::args::{BenchArgs, BenchCommand};
 use crate::command::infer::{Opened, open};
@@ -41,10 +41,12 @@ pub(crate) fn bench(environment: &Environment, command: &BenchCommand) -> Result
     let mut opened = open(environment, &device, &args.model)?;
     let vocab = opened.model.config()["vocab_size"].as_u64().unwrap_or(256).max(8);
     let options = EngineOptions {
-        slots: args.sequences,
-        capacity: args.prompt + args.new + 1,
         chunk: args.prompt * args.sequences,
-        batching: Batching::Throughput,
+        precision: args.compute.precision.into(),
+        cache: args.compute.kv_cache_dtype.into(),
+        // Every sequence has the same prompt, and every run.
+        share_prefixes: false,
+        ..EngineOptions::new(args.sequences, args.prompt + args.new + 1)
     };
     let Opened { model, store } = &mut opened;
     let mut engine = Engine::new(model, &device, store, options, None)?;

@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 use swift_data::{Encoder, Turn};
 use swift_formats::{Generation, read_json};
 use swift_runtime::{Device, Store};
-use swift_serve::{AdaptedModel, Batching, Engine, EngineOptions, Request, Sampling};
+use swift_serve::{AdaptedModel, Engine, EngineOptions, Request, Sampling};
 use swift_train::{Text, text_of};
 
-use crate::args::{InferArgs, ModelArgs};
+use crate::args::{ComputeArgs, InferArgs, ModelArgs};
 use crate::command::{chat, infer_dataset};
 use crate::embedded;
 use crate::environment::Environment;
@@ -21,8 +21,6 @@ use crate::environment::Environment;
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// Cache capacity of a chat where the model's context is longer and `--max_length` is not given.
 const CHAT_CAPACITY: usize = 8192;
-/// Prompt tokens that are run at once.
-const CHUNK: usize = 512;
 
 /// A model with its weights in a device's store.
 pub(crate) struct Opened {
@@ -125,6 +123,7 @@ pub(crate) struct Session {
     stop_words: Vec<String>,
     max_new_tokens: Option<usize>,
     use_chat_template: bool,
+    compute: ComputeArgs,
     /// System prompt.
     pub(crate) system: Option<String>,
     /// Tokens of prompt and answer together at most.
@@ -149,6 +148,7 @@ impl Session {
             stop_words: args.stop_words.clone(),
             max_new_tokens: args.max_new_tokens,
             use_chat_template: args.use_chat_template.unwrap_or(true),
+            compute: args.compute,
             system: args.system.as_deref().map(system_prompt).transpose()?,
             context: args.max_length.unwrap_or(context),
             opened,
@@ -193,7 +193,9 @@ impl Session {
 
     fn engine(&mut self, capacity: usize, slots: usize) -> Result<Engine> {
         let Opened { model, store } = &mut self.opened;
-        let options = EngineOptions { slots, capacity, chunk: CHUNK, batching: Batching::Throughput };
+        let ComputeArgs { precision, kv_cache_dtype } = self.compute;
+        let options =
+            EngineOptions { precision: precision.into(), cache: kv_cache_dtype.into(), ..EngineOptions::new(slots, capacity) };
         Ok(Engine::new(model, &*self.device, store, options, Some(self.text.tokenizer.clone()))?)
     }
 

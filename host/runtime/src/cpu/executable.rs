@@ -1,24 +1,22 @@
 //! A compiled plan: prepares its launches for a binding, binds memory, and runs them in order.
 
-use std::cell::Cell;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use swift_graph::plan::{Layout, Plan};
-use swift_graph::{Bindings, DType, NodeId, OpRule, StateId};
-use swift_kernels::format::Format;
-use swift_kernels::linear::int8;
+use swift_graph::{Bindings, NodeId, OpRule, StateId};
 
+use super::bind::{Bound, InputSlot, Sources};
 use super::elementwise::accumulate;
 use super::identity::Move;
 use super::leaf::{Constant, constant};
-use super::memory::{Memory, PanelBytes, ParamBytes, Ref, Rounded};
+use super::linear::{Linear, Linears};
+use super::memory::{Memory, Ref};
 use super::prepare::{Operands, Prepare, Scope, Tables, Use, verify};
 use super::{Kernel, Shared, prepare_launch};
 use crate::buffer::Buffer;
-use crate::store::Storage;
-use crate::{Error, Executable, HostTensor, Inputs, Outputs, Precision, Profile, Result, Store};
+use crate::{Elements, Executable, Inputs, OutputView, Precision, Profile, Result, Store};
 
 /// Bindings whose launches are kept. Training sees a handful of batch lengths between repeats, decoding one.
 const KEPT: usize = 8;
@@ -42,10 +40,40 @@ pub(super) struct CpuExecutable {
 struct Step {
     kernel: Kernel,
     op: &'static str,
-    /// All operands but `weight`.
+    /// All operands but `weights`.
     bytes: u64,
-    weight: Option<u32>,
+    weights: [Option<u32>; Linears::MOST],
     flops: u64,
+}
+
+impl Step {
+    /// Bytes of the parameters that are read in their storage format.
+    fn weight_bytes(&self, memory: &Memory<'_>) -> u64 {
+        self.weights.iter().flatten().map(|&param| memory.param_bytes(param) as u64).sum()
+    }
+}
+
+/// Makes one step of products that may run as one.
+fn joined(steps: Vec<Step>) -> Vec<Step> {
+    let mut out: Vec<Step> = Vec::with_capacity(steps.len());
+    let mut linears: Vec<Linear> = Vec::new();
+    for step in steps {
+        match &step.kernel {
+            Kernel::Linear(next) if linears.len() < Linears::MOST && linears.last().is_some_and(|last| last.joins(next)) => {
+                if let Some(group) = out.last_mut() {
+                    group.weights[linears.len()] = step.weights[0];
+                    (group.bytes, group.flops) = (group.bytes + step.bytes, group.flops + step.flops);
+                    linears.push(*next);
+                    group.kernel = Kernel::Linears(Linears::new(linears.clone()));
+                    continue;
+                }
+            }
+            Kernel::Linear(first) => linears = vec![*first],
+            _ => linears.clear(),
+        }
+        out.push(step);
+    }
+    out
 }
 
 /// A named result.
@@ -64,7 +92,10 @@ struct Prepared {
     rounded_words: usize,
     uses: Vec<Use>,
     lens: Vec<usize>,
+    inputs: Vec<InputSlot>,
     outputs: Vec<Output>,
+    /// Where the last run found everything.
+    bound: Bound,
 }
 
 impl Prepared {
@@ -108,7 +139,8 @@ impl CpuExecutable {
             at[launch.node.index()] = index as u32;
             let mut p = Prepare::new(&mut scope, index);
             let kernel = prepare_launch(&mut p)?;
-            steps.push(Step { kernel, op: p.node.op.name(), bytes: p.bytes, weight: p.weight, flops: p.flops()? });
+            let weights = [p.weight, None, None, None];
+            steps.push(Step { kernel, op: p.node.op.name(), bytes: p.bytes, weights, flops: p.flops()? });
             operands.push(p.into_operands());
             for &effect in &launch.effects {
                 steps.push(write(&mut scope, effect)?);
@@ -124,100 +156,17 @@ impl CpuExecutable {
             let (value, dims) = (scope.value(*node)?, scope.dims(*node)?);
             outputs.push(Output { name: name.clone(), value, dims, int: plan.graph.ty(*node).dtype.is_int() });
         }
-        Ok(Prepared { steps, layout, rounded_words: scope.rounded_words, uses: scope.uses, lens: scope.lens, outputs })
-    }
-
-    /// Checks and binds the inputs that the plan uses.
-    fn bind_inputs(&self, prepared: &Prepared, bindings: &Bindings, inputs: &Inputs, bases: &mut [*mut u8]) -> Result<()> {
-        for (i, info) in self.plan.graph.inputs().iter().enumerate() {
+        let mut inputs = Vec::new();
+        for (i, info) in plan.graph.inputs().iter().enumerate() {
             let base = self.tables.inputs + i;
-            if !prepared.uses[base].used {
-                continue;
-            }
-            let tensor = inputs.get(&info.name).ok_or_else(|| Error::MissingInput {
-                name: info.name.clone(),
-                known: self.plan.graph.inputs().iter().map(|i| i.name.as_str()).collect::<Vec<_>>().join(", "),
-            })?;
-            let dims = info.ty.shape.eval(bindings)?;
-            let int = info.ty.dtype.is_int();
-            if tensor.shape() != dims || matches!(tensor, HostTensor::I32 { .. }) != int {
-                let dtype = if int { DType::S32 } else { DType::F32 };
-                let want = format!("{}{dims:?}", dtype.name());
-                return Err(Error::BadInput { name: info.name.clone(), got: tensor.to_string(), want });
-            }
-            debug_assert_eq!(tensor.elements(), prepared.lens[base], "the shape was checked");
-            // Never written: `Prepare::output` refuses to.
-            bases[base] = tensor.as_ptr().cast_mut();
-        }
-        Ok(())
-    }
-
-    /// Checks and binds the weights and states that the plan uses.
-    fn bind_store(
-        &self,
-        prepared: &Prepared,
-        bindings: &Bindings,
-        store: &mut Store,
-        bases: &mut [*mut u8],
-        params: &mut Vec<ParamBytes>,
-    ) -> Result<()> {
-        let g = &self.plan.graph;
-        for (i, info) in g.params().iter().enumerate() {
-            let base = self.tables.params + i;
-            let uses = prepared.uses[base];
-            let mut bytes = ParamBytes { format: Format::F32, data: std::ptr::null(), bytes: 0, panels: None };
-            if uses.used {
-                let tensor = store.weight_mut(&info.name)?;
-                if !tensor.shape.iter().map(|&d| d as u64).eq(info.shape.iter().copied()) {
-                    let message = format!("has shape {:?}, the graph takes {:?}", tensor.shape, info.shape);
-                    return Err(Error::tensor("weight", &info.name, message));
-                }
-                if uses.panels
-                    && let Some(panels) = tensor.panels(&self.shared.pool)?
-                {
-                    let (rows, cols) = (tensor.shape[0], tensor.shape[1]);
-                    let len = int8::repacked_bytes(tensor.format(), rows, cols).expect("it was repacked");
-                    bytes.panels = Some(PanelBytes { rows, cols, data: panels.as_ptr(), bytes: len });
-                }
-                match &mut tensor.storage {
-                    Storage::Owned(buffer) => {
-                        bases[base] = buffer.as_mut_ptr();
-                        bytes = ParamBytes { data: buffer.as_ptr(), bytes: buffer.bytes(), ..bytes };
-                    }
-                    Storage::Shared(format, ..) if uses.written => {
-                        let message = format!("is frozen ({format:?}) and would be written; make it trainable first");
-                        return Err(Error::tensor("weight", &info.name, message));
-                    }
-                    Storage::Shared(format, ..) if uses.plain && *format != Format::F32 => {
-                        return Err(Error::tensor("weight", &info.name, format!("is {format:?} where the plan reads f32")));
-                    }
-                    Storage::Shared(format, data, _) => {
-                        let data = data.as_slice();
-                        // Never written: `written` was refused above.
-                        bases[base] = data.as_ptr().cast_mut();
-                        bytes = ParamBytes { format: *format, data: data.as_ptr(), bytes: data.len(), ..bytes };
-                    }
-                }
-            }
-            params.push(bytes);
-        }
-        let caches = &self.caches;
-        for (i, info) in g.states().iter().enumerate() {
-            let base = self.tables.states + i;
-            if prepared.uses[base].used {
-                let shape = info.ty.shape.eval(bindings)?;
-                let buffer = if caches.contains(&StateId(i as u32)) {
-                    store.ensure_cache(&info.name, info.ty.dtype, &shape)?;
-                    store.cache_mut(&info.name)?
-                } else {
-                    store.ensure_state(&info.name, &shape)?;
-                    store.state_mut(&info.name)?
-                };
-                debug_assert_eq!(buffer.bytes(), prepared.lens[base] * 4, "the shape was checked");
-                bases[base] = buffer.as_mut_ptr();
+            if scope.uses[base].used {
+                inputs.push(InputSlot { input: i, base, dims: info.ty.shape.eval(bindings)? });
             }
         }
-        Ok(())
+        let steps = joined(steps);
+        let (uses, lens, rounded_words) = (scope.uses, scope.lens, scope.rounded_words);
+        let bound = Bound::new(self.tables.len);
+        Ok(Prepared { steps, layout, rounded_words, uses, lens, inputs, outputs, bound })
     }
 
     /// Moves the entry of `bindings` to the front, preparing it if need be.
@@ -246,8 +195,20 @@ fn write(scope: &mut Scope<'_>, effect: usize) -> Result<Step> {
     }
     let bytes = 4 * dst.len as u64;
     Ok(match effect.accumulate {
-        true => Step { kernel: accumulate(dst, src), op: "accumulate", bytes: 3 * bytes, weight: None, flops: dst.len as u64 },
-        false => Step { kernel: Kernel::Move(Move { src, dst }), op: "write", bytes: 2 * bytes, weight: None, flops: 0 },
+        true => Step {
+            kernel: accumulate(dst, src),
+            op: "accumulate",
+            bytes: 3 * bytes,
+            weights: [None; Linears::MOST],
+            flops: dst.len as u64,
+        },
+        false => Step {
+            kernel: Kernel::Move(Move { src, dst }),
+            op: "write",
+            bytes: 2 * bytes,
+            weights: [None; Linears::MOST],
+            flops: 0,
+        },
     })
 }
 
@@ -256,52 +217,42 @@ impl Executable for CpuExecutable {
         &self.plan
     }
 
-    fn run(&mut self, store: &mut Store, bindings: &Bindings, inputs: &Inputs) -> Result<Outputs> {
+    fn run_with(
+        &mut self,
+        store: &mut Store,
+        bindings: &Bindings,
+        inputs: &Inputs,
+        read: &mut dyn FnMut(OutputView<'_>),
+    ) -> Result<()> {
         self.ready(bindings)?;
-        let prepared = &self.prepared[0].1;
-        let mut bases = vec![std::ptr::null_mut(); self.tables.len];
-        let mut params = Vec::with_capacity(self.plan.graph.params().len());
-        for (base, constant) in bases.iter_mut().zip(&self.constants) {
-            // Never written: `Prepare::output` refuses to.
-            *base = constant.as_ptr().cast_mut();
-        }
-        self.bind_inputs(prepared, bindings, inputs, &mut bases)?;
-        self.bind_store(prepared, bindings, store, &mut bases, &mut params)?;
+        let prepared = &mut self.prepared[0].1;
+        let sources =
+            Sources { plan: &self.plan, tables: &self.tables, caches: &self.caches, constants: &self.constants, bindings };
+        prepared.bound.bind_store(&sources, &prepared.uses, &prepared.lens, &self.shared.pool, store)?;
+        prepared.bound.bind_inputs(&sources, &prepared.inputs, inputs)?;
         let mut arena = self.shared.arena.lock().unwrap_or_else(PoisonError::into_inner);
         if arena.bytes() < prepared.bytes() {
             // Nothing survives a run in the arena, so the old one goes first.
             *arena = Buffer::zeroed(0, "the arena")?;
             *arena = Buffer::zeroed(prepared.bytes(), "the arena")?;
         }
-        let start = arena.as_mut_ptr();
-        let offsets = prepared.layout.offsets.iter().chain(&prepared.layout.scratch);
-        for (base, &offset) in bases[self.tables.buffers..].iter_mut().zip(offsets) {
-            *base = start.wrapping_add(offset);
-        }
-        let words = start.wrapping_add(prepared.rounded_at()).cast();
-        let rounded = Rounded { words, len: prepared.rounded_words, held: Cell::new(None) };
-        let memory = Memory { pool: &self.shared.pool, bases: &bases, params: &params, rounded };
+        prepared.bound.bind_arena(&self.tables, &prepared.layout, arena.as_mut_ptr());
+        let memory = prepared.bound.memory(&self.shared.pool, prepared.rounded_at(), prepared.rounded_words);
         match &mut self.profile {
             None => prepared.steps.iter().try_for_each(|step| step.kernel.run(&memory))?,
             Some(profile) => {
                 for step in &prepared.steps {
                     let start = Instant::now();
                     step.kernel.run(&memory)?;
-                    let weight = step.weight.map_or(0, |p| params[p as usize].bytes as u64);
-                    profile.add(step.op, start.elapsed(), step.bytes + weight, step.flops);
+                    profile.add(step.op, start.elapsed(), step.bytes + step.weight_bytes(&memory), step.flops);
                 }
             }
         }
-        let mut outputs = Outputs::default();
-        for output in &prepared.outputs {
-            let shape = output.dims.clone();
-            let tensor = match output.int {
-                true => HostTensor::I32 { shape, data: memory.i32(output.value).to_vec() },
-                false => HostTensor::F32 { shape, data: memory.f32(output.value).to_vec() },
-            };
-            outputs.push(&output.name, tensor);
+        for Output { name, value, dims, int } in &prepared.outputs {
+            let data = if *int { Elements::I32(memory.i32(*value)) } else { Elements::F32(memory.f32(*value)) };
+            read(OutputView { name, shape: dims, data });
         }
-        Ok(outputs)
+        Ok(())
     }
 
     fn set_precision(&mut self, precision: Precision) {

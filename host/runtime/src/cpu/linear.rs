@@ -45,9 +45,8 @@ impl Linear {
             if !rounding.repeats {
                 m.forget_rounded();
             }
-            if let Some(panels) = m.panels(&self.weight) {
-                let (x, bias) = (m.rounded(self.m, panels.cols, self.x), self.bias.map(|b| m.f32(b)));
-                int8::linear_int8(m.pool, self.m, self.alpha, x, &panels, bias, m.f32_mut(self.out), beta);
+            if let Some(part) = self.part(m, beta) {
+                int8::linear_int8_many(m.pool, self.m, m.rounded(self.m, self.weight.cols, self.x), [part]);
                 return Ok(());
             }
         }
@@ -59,6 +58,59 @@ impl Linear {
         }
         Ok(())
     }
+}
+
+impl Linear {
+    /// The product in whole numbers, if the weight is in panels.
+    fn part<'a>(&self, m: &'a Memory<'_>, beta: f32) -> Option<int8::Part<'a>> {
+        let w = m.panels(&self.weight)?;
+        Some(int8::Part { alpha: self.alpha, w, bias: self.bias.map(|b| m.f32(b)), y: m.f32_mut(self.out), beta })
+    }
+
+    /// Whether `next`, the launch after this one, may run with it as one: both round the same activations, and neither needs what its
+    /// output held.
+    pub(super) fn joins(&self, next: &Linear) -> bool {
+        let rounds = self.int8.is_some() && next.int8.is_some_and(|rounding| rounding.repeats);
+        rounds && self.m == next.m && self.addend.is_none() && next.addend.is_none()
+    }
+}
+
+/// Products of one input, such as queries, keys and values, or the gate and what it lets pass: one parallel loop.
+#[derive(Debug)]
+pub(crate) struct Linears(Vec<Linear>);
+
+impl Linears {
+    /// Most that run together.
+    pub(super) const MOST: usize = 4;
+
+    /// At most [`Linears::MOST`] launches, each of which joins the one before.
+    pub(super) fn new(parts: Vec<Linear>) -> Linears {
+        Linears(parts)
+    }
+
+    pub(super) fn run(&self, m: &Memory<'_>) -> Result<()> {
+        match self.0.as_slice() {
+            [a, b] => together(m, [a, b]),
+            [a, b, c] => together(m, [a, b, c]),
+            [a, b, c, d] => together(m, [a, b, c, d]),
+            other => other.iter().try_for_each(|part| part.run(m)),
+        }
+    }
+}
+
+fn together<const N: usize>(m: &Memory<'_>, linears: [&Linear; N]) -> Result<()> {
+    let first = linears[0];
+    // Formats without panels are computed one by one.
+    if linears.iter().any(|linear| m.panels(&linear.weight).is_none()) {
+        return linears.iter().try_for_each(|linear| linear.run(m));
+    }
+    if first.int8.is_some_and(|rounding| !rounding.repeats) {
+        m.forget_rounded();
+    }
+    let x = m.rounded(first.m, first.weight.cols, first.x);
+    let parts = linears.map(|linear| linear.part(m, 0.0).expect("all weights are in panels"));
+    int8::linear_int8_many(m.pool, first.m, x, parts);
+    Ok(())
 }
 
 fn prepare(p: &mut Prepare<'_, '_>, alpha: f64, backward: bool, bias: bool, addend: bool) -> Result<Kernel> {

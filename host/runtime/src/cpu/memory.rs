@@ -3,7 +3,7 @@
 //! A prepared launch names operands by [`Ref`]: a *base* (a constant, an input, a parameter, a state, an arena buffer or a launch's
 //! scratch) and a length. Bases become pointers once a run, so a prepared launch survives growing arenas and replaced weights.
 //!
-//! **Invariant** (checked by [`super::prepare`] for every binding and by [`super::executable`] for every run): a base that a launch
+//! **Invariant** (checked by [`super::prepare`] for every binding and by [`super::bind`] for every run): a base that a launch
 //! uses is valid for the elements of all its refs and aligned to four bytes; outputs of one launch overlap neither each other nor its
 //! inputs, unless the kernel said that it works in place, and then both start at the same byte; only arena buffers, scratch, states
 //! and owned f32 parameters are written. Launches run one after the other, and slices do not outlive theirs.
@@ -126,6 +126,11 @@ impl Memory<'_> {
     /// Whether two operands are the same bytes.
     pub(crate) fn same(&self, a: Ref, b: Ref) -> bool {
         self.at::<u32>(a) == self.at::<u32>(b)
+    }
+
+    /// Bytes of a parameter in its storage format.
+    pub(super) fn param_bytes(&self, param: u32) -> usize {
+        self.params[param as usize].bytes
     }
 
     /// The operand of an elementwise program.

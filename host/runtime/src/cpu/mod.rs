@@ -7,6 +7,7 @@
 //! ```
 
 mod attention;
+mod bind;
 mod cross_entropy;
 mod dropout;
 mod elementwise;
@@ -152,6 +153,7 @@ kernels! {
     ByIndex(top_k::ByIndex),
     Product(matmul::Product),
     Linear(linear::Linear),
+    Linears(linear::Linears),
     WeightGradient(linear::WeightGradient),
     GroupedLinear(grouped_linear::Forward),
     GroupedGradient(grouped_linear::Gradient),

@@ -101,6 +101,38 @@ fn tile_fn(isa: Isa) -> TileFn {
     }
 }
 
+/// One of several products with the same activations: `y = alpha x Wᵀ + bias + beta y`, where `y` is `[m, w.rows]`.
+///
+/// `y` is overwritten, not read, when `beta` is zero.
+#[derive(Debug)]
+pub struct Part<'a> {
+    /// Factor of the product.
+    pub alpha: f32,
+    /// Weight.
+    pub w: Panels<'a>,
+    /// A number for each row of the weight.
+    pub bias: Option<&'a [f32]>,
+    /// Result.
+    pub y: &'a mut [f32],
+    /// Factor of what `y` held.
+    pub beta: f32,
+}
+
+/// A checked part whose output is open to tasks.
+struct Open<'a> {
+    alpha: f32,
+    w: Panels<'a>,
+    kind: Kind,
+    bias: Option<&'a [f32]>,
+    y: Disjoint<'a, f32>,
+    beta: f32,
+    /// Its panels among those of all parts.
+    panels: std::ops::Range<usize>,
+}
+
+/// Bytes of panels that a task reads at least, so that handing tasks out costs little beside them.
+const TASK_BYTES: usize = 24 << 10;
+
 /// `y = alpha x Wᵀ + bias + beta y`: `x` is `m` rows from [`quantize_rows`], `y` is `[m, w.rows]`.
 ///
 /// `y` is overwritten, not read, when `beta` is zero. Error and contract are the module's.
@@ -110,25 +142,58 @@ fn tile_fn(isa: Isa) -> TileFn {
 #[track_caller]
 #[expect(clippy::too_many_arguments, reason = "the signature of the exact product")]
 pub fn linear_int8(pool: &Pool, m: usize, alpha: f32, x: &[u32], w: &Panels<'_>, bias: Option<&[f32]>, y: &mut [f32], beta: f32) {
-    let (n, k) = (w.rows, w.cols);
-    let kind = Kind::of(w.format).expect("the format was repacked");
-    assert_eq!(Some(w.data.len()), repacked_bytes(w.format, n, k), "panels do not match their shape and format");
-    assert_eq!(y.len(), m * n, "output does not match the batch and the weight");
-    assert!(bias.is_none_or(|bias| bias.len() == n), "bias does not match the weight's rows");
+    linear_int8_many(pool, m, x, [Part { alpha, w: *w, bias, y, beta }]);
+}
+
+/// Products with the same activations, `m` rows from [`quantize_rows`], in one parallel loop: queries, keys and values, say.
+///
+/// # Panics
+/// As [`linear_int8`], and when weights differ in their columns.
+#[track_caller]
+pub fn linear_int8_many<const N: usize>(pool: &Pool, m: usize, x: &[u32], parts: [Part<'_>; N]) {
+    let Some(k) = parts.first().map(|part| part.w.cols) else { return };
+    let (mut panels, mut bytes) = (0, 0);
+    let parts = parts.map(|Part { alpha, w, bias, y, beta }| {
+        let kind = Kind::of(w.format).expect("the format was repacked");
+        assert_eq!(w.cols, k, "weights take other activations");
+        assert_eq!(Some(w.data.len()), repacked_bytes(w.format, w.rows, k), "panels do not match their shape and format");
+        assert_eq!(y.len(), m * w.rows, "output does not match the batch and the weight");
+        assert!(bias.is_none_or(|bias| bias.len() == w.rows), "bias does not match the weight's rows");
+        let first = panels;
+        (panels, bytes) = (panels + w.rows.div_ceil(PANEL), bytes + w.data.len());
+        Open { alpha, w, kind, bias, y: Disjoint::new(y), beta, panels: first..panels }
+    });
     let x = Rows::new(m, k, x);
-    if y.is_empty() {
+    if m == 0 || panels == 0 {
         return;
     }
-    let multiply = tile_fn(pool.isa());
-    let panels = n.div_ceil(PANEL);
-    let y = Disjoint::new(y);
-    let unit = kind.unit / BLOCK;
-    let unit_bytes = kind.unit_bytes();
-    let blocks = k / BLOCK;
-    run(pool, m * n * k < 1 << 18, panels * m.div_ceil(TOKENS), &|task| {
-        let (first, panel) = (task / panels * TOKENS, task % panels);
+    let chunks = m.div_ceil(TOKENS);
+    // Panels of a task: a few where there is one row, since a panel is then read once in half a microsecond.
+    let several = match m {
+        1..8 => (TASK_BYTES * panels / bytes.max(1)).clamp(1, panels.div_ceil(4 * pool.threads())),
+        _ => 1,
+    };
+    let groups = panels.div_ceil(several);
+    run(pool, m * panels * PANEL * k < 1 << 18, groups * chunks, &|task| {
+        let (first, group) = (task / groups * TOKENS, task % groups);
         let tokens = TOKENS.min(m - first);
-        let bytes = &w.data[panel * (blocks / unit) * unit_bytes..][..blocks / unit * unit_bytes];
+        for panel in group * several..panels.min((group + 1) * several) {
+            let Some(part) = parts.iter().find(|part| part.panels.contains(&panel)) else { return };
+            part.multiply(pool.isa(), m, &x, panel - part.panels.start, first, tokens);
+        }
+    });
+}
+
+impl Open<'_> {
+    /// The product of one panel with `tokens` rows of activations from `first` on.
+    fn multiply(&self, isa: Isa, m: usize, x: &Rows<'_>, panel: usize, first: usize, tokens: usize) {
+        let (n, k, kind) = (self.w.rows, self.w.cols, self.kind);
+        debug_assert!(first + tokens <= m);
+        let multiply = tile_fn(isa);
+        let unit = kind.unit / BLOCK;
+        let unit_bytes = kind.unit_bytes();
+        let blocks = k / BLOCK;
+        let bytes = &self.w.data[panel * (blocks / unit) * unit_bytes..][..blocks / unit * unit_bytes];
         with_scratch(tokens * PANEL + STRETCH * Block::WORDS, |scratch| {
             let (widened, acc) = scratch.split_at_mut(STRETCH * Block::WORDS);
             let widened = Block::of(widened);
@@ -136,7 +201,7 @@ pub fn linear_int8(pool: &Pool, m: usize, alpha: f32, x: &[u32], w: &Panels<'_>,
             for start in (0..blocks).step_by(STRETCH) {
                 let count = STRETCH.min(blocks - start);
                 let from = start / unit * unit_bytes;
-                panel::widen(pool.isa(), kind, &bytes[from..][..count / unit * unit_bytes], &mut widened[..count]);
+                panel::widen(isa, kind, &bytes[from..][..count / unit * unit_bytes], &mut widened[..count]);
                 let tile = Tile {
                     kind,
                     blocks: widened.as_ptr(),
@@ -155,13 +220,13 @@ pub fn linear_int8(pool: &Pool, m: usize, alpha: f32, x: &[u32], w: &Panels<'_>,
             let column = panel * PANEL;
             let width = PANEL.min(n - column);
             for (i, acc) in acc.chunks_exact(PANEL).enumerate() {
-                // SAFETY: this task alone has these columns of these rows.
-                let y = unsafe { y.slice((first + i) * n + column, width) };
+                // SAFETY: one task alone has these columns of these rows.
+                let y = unsafe { self.y.slice((first + i) * n + column, width) };
                 for (j, (y, acc)) in y.iter_mut().zip(acc).enumerate() {
-                    let value = alpha * acc + bias.map_or(0.0, |bias| bias[column + j]);
-                    *y = if beta == 0.0 { value } else { value + beta * *y };
+                    let value = self.alpha * acc + self.bias.map_or(0.0, |bias| bias[column + j]);
+                    *y = if self.beta == 0.0 { value } else { value + self.beta * *y };
                 }
             }
         });
-    });
+    }
 }

@@ -155,6 +155,33 @@ fn epilogue_scales_adds_and_overwrites() {
 }
 
 #[test]
+fn products_together_are_those_alone() {
+    let k = 512;
+    for m in [1, 5, 300] {
+        let x = noise(m * k, 6);
+        let sizes = [(Format::Q4_1, 70), (Format::Q8_0, 16), (Format::Q4_1, 33)];
+        let bytes = sizes.map(|(format, n)| encoded(format, n, k));
+        let pool = Pool::new(2);
+        let data: Vec<Vec<u8>> =
+            sizes.iter().zip(&bytes).map(|(&(format, n), bytes)| panels(&pool, &Weight::new(format, n, k, bytes))).collect();
+        let mut y = sizes.map(|(_, n)| vec![1.0; m * n]);
+        let mut i = 0;
+        let parts = y.each_mut().map(|y| {
+            let (format, rows) = sizes[i];
+            let w = Panels { format, rows, cols: k, data: &data[i] };
+            i += 1;
+            Part { alpha: 1.0, w, bias: None, y, beta: (i - 1) as f32 }
+        });
+        linear_int8_many(&pool, m, &quantized(&pool, m, k, &x), parts);
+        for (i, (format, n)) in sizes.into_iter().enumerate() {
+            let alone = product(&pool, &Weight::new(format, n, k, &bytes[i]), &x);
+            let expected: Vec<f32> = alone.iter().map(|y| if i == 0 { *y } else { y + i as f32 }).collect();
+            assert_same(&y[i], &expected, &format!("part {i} of {m} rows"));
+        }
+    }
+}
+
+#[test]
 fn what_is_not_finite_poisons_its_row_and_what_is_tiny_is_zero() {
     for format in formats() {
         let (m, n, k) = (5, 18, 256);
