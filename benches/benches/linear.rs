@@ -1,9 +1,11 @@
 //! Linear layers on quantized weights, exact and in whole numbers, beside the f32 product of the same shape.
 //!
-//! `cargo bench -p swift-benches --bench linear -- [threads] [instruction set] [part of a name]`
+//! `cargo bench -p swift-benches --bench linear -- [threads] [instruction set] [words of a case ...]`
 //!
-//! Rates in GFLOP/s count two operations for each weight and row; GB/s are bytes of the weight as stored, of one row only. Ceilings
-//! measured first: reading memory, fused multiply-adds, and products of bytes with their sums (`maddubs`, or `vpdpbusd`).
+//! A case is named by its format, shape, way and rows, as it is printed: `Q4_K 4864x896 int8 512`. Only cases that have all the words
+//! given are measured. Rates in GFLOP/s count two operations for each weight and row; GB/s are bytes of the weight as stored in its
+//! file, of one row, from copies that together are past the caches. Ceilings measured first: reading memory, fused multiply-adds, and products
+//! of bytes with their sums (`maddubs`, or `vpdpbusd`).
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -17,126 +19,139 @@ use swift_kernels::linear::{linear, linear_dx};
 use swift_kernels::pool::Pool;
 use swift_kernels::quant::quantize;
 
-const BUDGET: Duration = Duration::from_millis(150);
+const BUDGET: Duration = Duration::from_millis(100);
+
+/// Copies of a weight that together are past the caches, so that one row reads memory.
+const PAST_CACHE: usize = 384 << 20;
+
+/// What is measured of a weight.
+const WAYS: [&str; 8] = ["f32", "exact", "f32-dx", "dx", "repack", "round", "int8", "past-cache"];
+
+/// Rows of activations: one sequence, a few that are decoded together, prompts.
+const ROWS: [usize; 7] = [1, 2, 4, 8, 16, 64, 512];
 
 fn values(len: usize) -> Vec<f32> {
     (0..len).map(|i| (i * 7919 % 1000) as f32 * 1e-3 - 0.5).collect()
 }
 
-/// Copies of a weight that together are past the caches, so that one row reads memory.
-const PAST_CACHE: usize = 96 << 20;
-
 struct Bench {
     pool: Pool,
-    filter: String,
-    bytes_per_second: f64,
-    byte_products: f64,
+    words: Vec<String>,
+    ceilings: Ceilings,
 }
 
 impl Bench {
+    /// Reports a rate if the case is wanted.
+    fn case(&self, name: &str, work: f64, unit: &str, ceiling: f64, run: &mut dyn FnMut() -> f64) {
+        if self.words.iter().all(|word| name.split(' ').any(|part| part == word)) {
+            let rate = work / run();
+            println!("{name:30} {:8.1} {unit:7} {:4.0}% of {:.0}", rate * 1e-9, 100.0 * rate / ceiling, ceiling * 1e-9);
+        }
+    }
+
     fn layer(&self, format: Format, n: usize, k: usize) {
-        let pool = &self.pool;
-        let name = format!("{format:?} {n}x{k}");
-        if !name.contains(&self.filter) {
+        let (pool, c) = (&self.pool, &self.ceilings);
+        let name = |way: &str, m: usize| format!("{format} {n}x{k} {way} {m}");
+        let shape = [format.to_string(), format!("{n}x{k}")];
+        let other =
+            |word: &String| Format::ALL.iter().any(|f| f.name() == word) || word.contains('x') && !WAYS.contains(&word.as_str());
+        if self.words.iter().any(|word| other(word) && !shape.contains(word)) {
             return;
         }
-        let (m, w) = (512, values(n * k));
+        let w = values(n * k);
         let mut bytes = vec![0; n * format.row_bytes(k)];
         quantize(format, &w, &mut bytes);
         let weight = Weight::new(format, n, k, &bytes);
+        let m = 512;
+        let flops = |m: usize| 2.0 * (m * n * k) as f64;
         let x = values(m * k);
         let (mut y, mut dx) = (vec![0.0; m * n], vec![0.0; m * k]);
-        let flops = 2.0 * (m * n * k) as f64 * 1e-9;
-        let dense = flops
-            / fastest(BUDGET, || {
-                let b = MatRef::new(&w, k).transposed();
-                gemm(pool, m, n, k, 1.0, MatRef::new(&x, k), b, black_box(&mut y), n, 0.0);
-            });
-        let exact = flops / fastest(BUDGET, || linear(pool, m, 1.0, &x, &weight, None, black_box(&mut y), 0.0));
-        let dense_dx = flops
-            / fastest(BUDGET, || {
-                gemm(pool, m, k, n, 1.0, MatRef::new(&y, n), MatRef::new(&w, k), black_box(&mut dx), k, 0.0);
-            });
-        let gradient = flops / fastest(BUDGET, || linear_dx(pool, m, 1.0, &y, &weight, black_box(&mut dx), 0.0));
-        println!(
-            "{name:24} 512 rows: f32 {dense:7.1}  exact {exact:7.1}  dX {gradient:7.1} GFLOP/s, {:3.0}% of f32's",
-            100.0 * gradient / dense_dx
-        );
+        self.case(&name("f32", m), flops(m), "GFLOP/s", c.flops, &mut || {
+            let b = MatRef::new(&w, k).transposed();
+            fastest(BUDGET, || gemm(pool, m, n, k, 1.0, MatRef::new(&x, k), b, black_box(&mut y), n, 0.0))
+        });
+        self.case(&name("exact", m), flops(m), "GFLOP/s", c.flops, &mut || {
+            fastest(BUDGET, || linear(pool, m, 1.0, &x, &weight, None, black_box(&mut y), 0.0))
+        });
+        self.case(&name("f32-dx", m), flops(m), "GFLOP/s", c.flops, &mut || {
+            let (y, w) = (MatRef::new(&y, n), MatRef::new(&w, k));
+            fastest(BUDGET, || gemm(pool, m, k, n, 1.0, y, w, black_box(&mut dx), k, 0.0))
+        });
+        self.case(&name("dx", m), flops(m), "GFLOP/s", c.flops, &mut || {
+            fastest(BUDGET, || linear_dx(pool, m, 1.0, &y, &weight, black_box(&mut dx), 0.0))
+        });
         let copies = PAST_CACHE.div_ceil(bytes.len());
-        let all = bytes.repeat(copies);
-        let one = |run: &mut dyn FnMut(usize)| {
+        // Some copies in each timed run, all of them in several.
+        let some = copies.div_ceil(8);
+        let past_cache = |run: &mut dyn FnMut(usize)| {
             let mut copy = 0;
-            fastest(BUDGET, || {
-                // A quarter of the copies in each timed run, each copy read once in four runs.
-                for _ in 0..copies.div_ceil(4) {
+            fastest(4 * BUDGET, || {
+                for _ in 0..some {
                     run(copy % copies);
                     copy += 1;
                 }
-            }) / copies.div_ceil(4) as f64
+            }) / some as f64
         };
-        let x1 = &x[..k];
         let mut y1 = vec![0.0; n];
-        let seconds = one(&mut |copy| {
-            let w = Weight::new(format, n, k, &all[copy * bytes.len()..][..bytes.len()]);
-            linear(pool, 1, 1.0, x1, &w, None, black_box(&mut y1), 0.0);
+        self.case(&name("exact", 1), bytes.len() as f64, "GB/s", c.read, &mut || {
+            let all = bytes.repeat(copies);
+            past_cache(&mut |copy| {
+                let w = Weight::new(format, n, k, &all[copy * bytes.len()..][..bytes.len()]);
+                linear(pool, 1, 1.0, &x[..k], &w, None, black_box(&mut y1), 0.0);
+            })
         });
-        self.decode("exact", bytes.len(), n * k, seconds);
         let Some(len) = repacked_bytes(format, n, k) else { return };
-        drop(all);
         let mut panels = vec![0; len];
+        self.case(&name("repack", n), bytes.len() as f64, "GB/s", c.copy / 2.0, &mut || {
+            fastest(BUDGET, || repack(pool, &weight, black_box(&mut panels)))
+        });
         repack(pool, &weight, &mut panels);
         let mut quantized = vec![0; quantized_words(m, k)];
-        let int8 = flops
-            / fastest(BUDGET, || {
-                quantize_rows(pool, m, k, &x, &mut quantized);
-                let w = Panels { format, rows: n, cols: k, data: &panels };
-                linear_int8(pool, m, 1.0, &quantized, &w, None, black_box(&mut y), 0.0);
-            });
-        let percent = 100.0 * int8 / self.byte_products;
-        println!("{:24} 512 rows: int8 {int8:7.1} GFLOP/s, {percent:3.0}% of byte products", "");
-        let all = panels.repeat(copies);
-        let seconds = one(&mut |copy| {
-            quantize_rows(pool, 1, k, x1, &mut quantized);
-            let w = Panels { format, rows: n, cols: k, data: &all[copy * len..][..len] };
-            linear_int8(pool, 1, 1.0, &quantized, &w, None, black_box(&mut y1), 0.0);
+        self.case(&name("round", m), 4.0 * (m * k) as f64, "GB/s", c.read, &mut || {
+            fastest(BUDGET, || quantize_rows(pool, m, k, &x, black_box(&mut quantized)))
         });
-        self.decode("int8", len, n * k, seconds);
-    }
-
-    fn decode(&self, mode: &str, bytes: usize, weights: usize, seconds: f64) {
-        let rate = bytes as f64 / seconds;
-        println!(
-            "{:24} 1 row: {mode:5} {:7.1} GFLOP/s {:6.1} GB/s, {:3.0}% of reading",
-            "",
-            2e-9 * weights as f64 / seconds,
-            rate * 1e-9,
-            100.0 * rate / self.bytes_per_second
-        );
+        for m in ROWS {
+            self.case(&name("int8", m), flops(m), "GOP/s", c.int8_ops, &mut || {
+                fastest(BUDGET, || {
+                    quantize_rows(pool, m, k, &x[..m * k], &mut quantized);
+                    let w = Panels { format, rows: n, cols: k, data: &panels };
+                    linear_int8(pool, m, 1.0, &quantized, &w, None, black_box(&mut y[..m * n]), 0.0);
+                })
+            });
+        }
+        for m in ROWS.into_iter().filter(|&m| m <= 16) {
+            self.case(&name("past-cache", m), bytes.len() as f64, "GB/s", c.read, &mut || {
+                let all = panels.repeat(copies);
+                past_cache(&mut |copy| {
+                    quantize_rows(pool, m, k, &x[..m * k], &mut quantized);
+                    let w = Panels { format, rows: n, cols: k, data: &all[copy * len..][..len] };
+                    linear_int8(pool, m, 1.0, &quantized, &w, None, black_box(&mut y[..m * n]), 0.0);
+                })
+            });
+        }
     }
 }
 
 fn main() {
-    let (mut pool, mut filter) = (Pool::new(1), String::new());
+    let (mut pool, mut words) = (Pool::new(2), Vec::new());
     for arg in std::env::args().skip(1).filter(|arg| arg != "--bench") {
-        if let Ok(threads) = arg.parse() {
-            pool = Pool::with_isa(threads, pool.isa());
-        } else if let Ok(isa) = arg.parse() {
-            pool = Pool::with_isa(pool.threads(), isa);
-        } else {
-            filter = arg;
+        match (words.is_empty(), arg.parse(), arg.parse()) {
+            (true, Ok(threads), _) if threads < 100 => pool = Pool::with_isa(threads, pool.isa()),
+            (_, _, Ok(isa)) => pool = Pool::with_isa(pool.threads(), isa),
+            _ => words.push(arg),
         }
     }
     let ceilings = Ceilings::measure(&pool);
-    let (bytes_per_second, byte_products) = (ceilings.read, ceilings.int8_ops * 1e-9);
     println!(
-        "{} threads, {}; reading {:.1} GB/s, byte products {byte_products:.0} GOP/s",
+        "{} threads, {}; reading {:.1} GB/s, byte products {:.0} GOP/s",
         pool.threads(),
         pool.isa(),
-        bytes_per_second * 1e-9
+        ceilings.read * 1e-9,
+        ceilings.int8_ops * 1e-9
     );
-    let bench = Bench { pool, filter, bytes_per_second, byte_products };
+    let bench = Bench { pool, words, ceilings };
     for format in Format::ALL.into_iter().filter(|format| format.block_len() > 1) {
-        for (n, k) in [(1536, 576), (4864, 896)] {
+        for (n, k) in [(1536, 576), (576, 1536), (896, 4864), (4864, 896)] {
             if k % format.block_len() == 0 {
                 bench.layer(format, n, k);
             }

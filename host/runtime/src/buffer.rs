@@ -60,6 +60,11 @@ impl Buffer {
         self.data.as_ptr()
     }
 
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        // SAFETY: initialised, owned, and borrowed.
+        unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.bytes) }
+    }
+
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: initialised, owned, and borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.data.as_ptr(), self.bytes) }

@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 
 use swift_graph::DType;
 use swift_kernels::format::Weight;
-use swift_kernels::linear::int8;
+use swift_kernels::linear::int8::{self, Panels};
 use swift_kernels::pool::Pool;
 use swift_kernels::quant;
 
@@ -162,20 +162,26 @@ impl Tensor {
         }
     }
 
-    /// A frozen matrix in panels for integer products, repacked on the first call; `None` if it has none.
-    pub(crate) fn panels(&self, pool: &Pool) -> Result<Option<&Buffer>> {
-        let (Storage::Shared(format, bytes, panels), &[rows, cols]) = (&self.storage, self.shape.as_slice()) else {
-            return Ok(None);
+    /// A frozen matrix, or a stack of them, in panels for integer products, repacked on the first call; `None` if it has none.
+    pub(crate) fn panels(&self, pool: &Pool) -> Result<Option<Panels<'_>>> {
+        let Storage::Shared(format, bytes, panels) = &self.storage else { return Ok(None) };
+        let (format, (count, n, cols)) = match *self.shape.as_slice() {
+            [n, cols] => (*format, (1, n, cols)),
+            [count, n, cols] => (*format, (count, n, cols)),
+            _ => return Ok(None),
         };
+        let Some(len) = int8::repacked_bytes(format, n, cols) else { return Ok(None) };
         if panels.get().is_none() {
-            let Some(len) = int8::repacked_bytes(*format, rows, cols) else { return Ok(None) };
-            let mut buffer = Buffer::zeroed(len, "a repacked weight")?;
-            let weight = Weight { format: *format, rows, cols, data: bytes.as_slice() };
-            int8::repack(pool, &weight, &mut buffer.bytes_mut()[..len]);
+            let mut buffer = Buffer::zeroed(count * len, "a repacked weight")?;
+            let matrices = bytes.as_slice().chunks_exact((n * format.row_bytes(cols)).max(1));
+            for (data, out) in matrices.zip(buffer.bytes_mut().chunks_exact_mut(len.max(1))) {
+                int8::repack(pool, &Weight { format, rows: n, cols, data }, out);
+            }
             // Another store may have been faster, with the same result.
             let _ = panels.set(buffer);
         }
-        Ok(panels.get())
+        let data = panels.get().map(|buffer| &buffer.as_slice()[..count * len]);
+        Ok(data.map(|data| Panels { format, rows: count * n, cols, data }))
     }
 }
 

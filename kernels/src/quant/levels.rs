@@ -1,7 +1,7 @@
 //! Fixed tables: the levels that codes stand for.
 
 /// Levels of IQ4_NL, as ggml defines them.
-pub(super) const IQ4_NL: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+pub(crate) const IQ4_NL: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// Levels of 4-bit NormalFloat: quantiles of a normal distribution, scaled to [-1, 1], as bitsandbytes rounds them.
 pub(super) const NF4: [f32; 16] = [

@@ -20,6 +20,9 @@ mod scalar;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub(crate) use levels::IQ4_NL;
+pub(crate) use scalar::six_bits;
+
 pub use encode::quantize;
 
 /// Decodes `len` values, a whole number of blocks, from `src` to `dst`.

@@ -62,7 +62,7 @@ fn five_bits(high: &[u8], bytes: &[u8], j: usize) -> f32 {
 ///
 /// Six bits each: the low ones of the first four bytes, of the next four, and, for the second half, nibbles of
 /// the last four below the two bits left over in the others.
-pub(super) fn six_bits(packed: &[u8], i: usize) -> (u8, u8) {
+pub(crate) fn six_bits(packed: &[u8], i: usize) -> (u8, u8) {
     if i < 4 {
         (packed[i] & 63, packed[i + 4] & 63)
     } else {

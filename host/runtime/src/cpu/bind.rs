@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use swift_graph::plan::{Layout, Plan};
 use swift_graph::{Bindings, DType, StateId};
 use swift_kernels::format::Format;
-use swift_kernels::linear::int8;
+use swift_kernels::linear::int8::Panels;
 use swift_kernels::pool::Pool;
 
 use super::leaf::Constant;
@@ -86,9 +86,8 @@ impl Bound {
                 if uses.panels
                     && let Some(panels) = tensor.panels(pool)?
                 {
-                    let (rows, cols) = (tensor.shape[0], tensor.shape[1]);
-                    let len = int8::repacked_bytes(tensor.format(), rows, cols).expect("it was repacked");
-                    bytes.panels = Some(PanelBytes { rows, cols, data: panels.as_ptr(), bytes: len });
+                    let Panels { rows, cols, data, .. } = panels;
+                    bytes.panels = Some(PanelBytes { rows, cols, data: data.as_ptr(), bytes: data.len() });
                 }
                 match &mut tensor.storage {
                     Storage::Owned(buffer) => {

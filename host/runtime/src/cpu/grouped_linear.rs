@@ -1,6 +1,8 @@
 //! Products with the weight of each row's experts, in its storage format where it is a parameter.
 
-use swift_kernels::linear::grouped::{Groups, grouped_linear, grouped_linear_dw, grouped_linear_dx, groups_len};
+use swift_kernels::linear::grouped::{
+    Groups, grouped_linear, grouped_linear_dw, grouped_linear_dx, grouped_linear_int8, groups_len,
+};
 
 use super::Kernel;
 use super::gather::check;
@@ -42,12 +44,22 @@ pub(crate) struct Forward {
     x: Ref,
     weight: WeightRef,
     out: Ref,
+    /// Rows of each pair, as floats or in 8 bits.
     gathered: Ref,
+    /// Whether the weight may be in panels.
+    int8: bool,
 }
 
 impl Forward {
     pub(super) fn run(&self, m: &Memory<'_>) -> Result<()> {
         let groups = self.choice.groups("grouped-linear", m)?;
+        if self.int8
+            && let Some(panels) = m.panels(&self.weight)
+        {
+            let (out, rounded) = (m.f32_mut(self.out), m.bits_mut(self.gathered));
+            grouped_linear_int8(m.pool, &groups, m.f32(self.x), &panels, out, rounded);
+            return Ok(());
+        }
         grouped_linear(m.pool, &groups, m.f32(self.x), &m.weight(&self.weight), m.f32_mut(self.out), m.f32_mut(self.gathered));
         Ok(())
     }
@@ -67,7 +79,8 @@ pub(super) fn forward(p: &mut Prepare<'_, '_>) -> Result<Kernel> {
     let choice = Choice::prepare(p, count)?;
     let x = p.input(0)?;
     let gathered = p.scratch(x.len * choice.choices);
-    Ok(Kernel::GroupedLinear(Forward { choice, x, weight, out: p.output(0)?, gathered }))
+    let int8 = p.panels(&weight);
+    Ok(Kernel::GroupedLinear(Forward { choice, x, weight, out: p.output(0)?, gathered, int8 }))
 }
 
 /// `d_x[i] = sum over j of d_y[i, j] w[experts[i, j]]`.

@@ -254,13 +254,19 @@ impl<'s, 'a> Prepare<'s, 'a> {
     /// Plans for `x`, `[m, weight.cols]`, in 8 bits and the weight in panels, if the precision allows. Says whether the last call planned for
     /// the same `x`, with the same values.
     pub(super) fn rounding(&mut self, m: usize, x: Ref, weight: &WeightRef) -> Option<bool> {
-        let WeightSource::Param(p) = weight.source else { return None };
-        if self.scope.precision == Precision::Exact || !weight.cols.is_multiple_of(32) {
+        if !self.panels(weight) {
             return None;
         }
-        self.scope.uses[self.scope.tables.params + p as usize].panels = true;
         self.scope.rounded_words = self.scope.rounded_words.max(int8::quantized_words(m, weight.cols));
         Some(self.scope.rounded.replace(x) == Some(x))
+    }
+
+    /// Plans for the weight in panels, if the precision allows.
+    pub(super) fn panels(&mut self, weight: &WeightRef) -> bool {
+        let WeightSource::Param(p) = weight.source else { return false };
+        let whole = self.scope.precision == Precision::Int8 && weight.cols.is_multiple_of(32);
+        self.scope.uses[self.scope.tables.params + p as usize].panels |= whole;
+        whole
     }
 
     /// Output `i`, or scratch of its size when nobody reads it.

@@ -1,13 +1,13 @@
 //! Integer products: the switch, who rounds what when, and what is held.
 
-use swift_graph::op::Linear;
+use swift_graph::op::{Embed, GroupedLinear, Linear};
 use swift_graph::plan::plan;
 use swift_kernels::linear::int8::{self, Panels};
 use swift_kernels::pool::Pool;
 use swift_kernels::{format::Weight, quant};
 use swift_runtime::{CpuDevice, CpuOptions, Device, Format, HostTensor, Precision};
 
-use crate::case::{Case, N, rows};
+use crate::case::{Case, N, dims, rows};
 
 /// What the kernel gives for one weight of the case.
 fn direct(case: &Case, weight: usize, x: &[f32]) -> Vec<f32> {
@@ -77,6 +77,60 @@ fn layers_round_their_own_activations_and_weights_are_repacked_once() {
         assert_eq!(other.bytes().panels, 0);
         executable.set_precision(Precision::Exact);
         assert_eq!(executable.run(&mut store, &c.env.bindings, &c.inputs).unwrap(), before);
+    }
+}
+
+#[test]
+fn a_tied_head_of_one_row_answers_as_the_exact_product_does() {
+    let mut c = Case::new();
+    let (rows, d) = (4099, 576);
+    let w = c.w(&[rows, d], Format::Q8_0);
+    let ids = c.i(dims(&[1]), vec![4098]);
+    let x = c.g.push(Embed, &[w, ids]).unwrap();
+    let y = c.g.push(Linear::plain(), &[x, w]).unwrap();
+    c.out(y);
+    let device = CpuDevice::new(CpuOptions { threads: 2, isa: None }).unwrap();
+    let mut store = c.fill(&device);
+    let mut executable = device.compile(plan(c.g.clone(), &|_| false).unwrap()).unwrap();
+    let exact = executable.run(&mut store, &c.env.bindings, &c.inputs).unwrap();
+    executable.set_precision(Precision::Int8);
+    for _ in 0..3 {
+        let run = executable.run(&mut store, &c.env.bindings, &c.inputs).unwrap();
+        let (got, want) = (floats(run.get("out0").unwrap()), floats(exact.get("out0").unwrap()));
+        let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+        let error = norm(&mut got.iter().zip(want).map(|(x, y)| x - y)) / norm(&mut want.iter().copied());
+        assert!(error < 0.01, "off by {error}");
+        let top = |x: &[f32]| (0..x.len()).max_by(|&a, &b| x[a].total_cmp(&x[b]));
+        assert_eq!(top(got), Some(4098), "a row is most like itself");
+        assert_eq!(top(want), Some(4098));
+    }
+}
+
+#[test]
+fn experts_round_the_rows_that_they_get() {
+    let mut c = Case::new();
+    let x = c.x(rows(&[64]));
+    let w = c.w(&[3, 24, 64], Format::Q4_1);
+    let experts: Vec<i32> = (0..2 * N as i32).map(|i| if i % 5 == 4 { -1 } else { i * i % 3 }).collect();
+    let choices = c.i(rows(&[2]), experts.clone());
+    let y = c.g.push(GroupedLinear, &[x, w, choices]).unwrap();
+    c.out(y);
+    let device = CpuDevice::new(CpuOptions { threads: 2, isa: None }).unwrap();
+    let mut store = c.fill(&device);
+    let mut executable = device.compile(plan(c.g.clone(), &|_| false).unwrap()).unwrap();
+    executable.set_precision(Precision::Int8);
+    let run = executable.run(&mut store, &c.env.bindings, &c.inputs).unwrap();
+    assert_eq!(store.bytes().panels, 3 * int8::repacked_bytes(Format::Q4_1, 24, 64).unwrap());
+    let (_, format, _, stack) = c.store[0].clone();
+    let input = floats(c.inputs.get("x0").unwrap());
+    for (pair, y) in floats(run.get("out0").unwrap()).chunks_exact(24).enumerate() {
+        let mut expected = vec![0.0; 24];
+        if let Ok(e) = usize::try_from(experts[pair]) {
+            let bytes = stack.chunks_exact(stack.len() / 3).nth(e).unwrap();
+            c.store[0] = ("w0".to_string(), format, vec![24, 64], bytes.to_vec());
+            expected = direct(&c, 0, &input[pair / 2 * 64..][..64]);
+        }
+        assert_eq!(y, expected, "pair {pair}");
     }
 }
 

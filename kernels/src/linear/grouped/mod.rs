@@ -4,12 +4,13 @@
 //! expert, what they read is gathered, so that an expert's rows follow each other, and every expert multiplies its rows as
 //! [`super::linear`] would. Gathering and scattering move `k + n` values a pair for `2 k n` operations.
 //!
-//! Arithmetic, error and determinism are those of [`super::linear`] for the rows that an expert gets; nothing depends on how the
-//! work is shared out.
+//! Arithmetic, error and determinism are those of [`super::linear`] for the rows that an expert gets, or of [`super::int8`] where
+//! the weight is in panels; nothing depends on how the work is shared out.
 
 #[cfg(test)]
 mod tests;
 
+use super::int8::{self, Panels, linear_int8, quantized_words, repacked_bytes};
 use super::{linear, linear_dx};
 use crate::format::Weight;
 use crate::gemm::scratch::with_scratch;
@@ -160,6 +161,51 @@ pub fn grouped_linear(pool: &Pool, groups: &Groups<'_>, x: &[f32], w: &Weight<'_
             for (part, &pair) in part.chunks_exact(cols).zip(&groups.order[start..]) {
                 // SAFETY: a pair has one expert, and this task alone has these columns of it.
                 unsafe { y.slice(pair as usize * n + first, cols) }.copy_from_slice(part);
+            }
+        });
+    });
+}
+
+/// [`grouped_linear`] in whole numbers: `w` holds the panels of each expert's matrix, one after the other, as [`int8::repack`] writes
+/// them. `rounded` is memory for [`quantized_words`] of a row of each pair.
+///
+/// # Panics
+/// When a length does not match, or the format cannot be repacked.
+#[track_caller]
+pub fn grouped_linear_int8(pool: &Pool, groups: &Groups<'_>, x: &[f32], w: &Panels<'_>, y: &mut [f32], rounded: &mut [u32]) {
+    let (k, n) = (w.cols, w.rows / groups.count.max(1));
+    let bytes = repacked_bytes(w.format, n, k).expect("the format was repacked");
+    assert_eq!(w.rows, n * groups.count, "the weight is no whole number of matrices");
+    assert_eq!(w.data.len(), bytes * groups.count, "panels do not match their shape and format");
+    assert!(x.len() == groups.rows() * k && y.len() == groups.pairs() * n, "length of an operand of grouped_linear_int8");
+    assert!(rounded.len() >= quantized_words(groups.pairs(), k), "no room for the quantized activations");
+    groups.clear(n, y);
+    let memory = Disjoint::new(rounded);
+    groups.each(pool, &|e| {
+        let (start, m) = groups.of(e);
+        // SAFETY: an expert has its own pairs.
+        let rounded = unsafe { memory.slice(quantized_words(start, k), quantized_words(m, k)) };
+        int8::quantize_chosen(pool, m, k, x, rounded, &|i| groups.order[start + i] as usize / groups.choices);
+    });
+    let (rounded, y) = (&*rounded, Disjoint::new(y));
+    let strips = n.div_ceil(STRIP);
+    pool.run(groups.count * strips, &|task| {
+        let (e, strip) = (task / strips, task % strips);
+        let (start, m) = groups.of(e);
+        if m == 0 {
+            return;
+        }
+        let first = strip * STRIP;
+        let rows = STRIP.min(n - first);
+        // Strips are whole panels, so their bytes follow each other.
+        let before = repacked_bytes(w.format, first, k).unwrap_or(0);
+        let len = repacked_bytes(w.format, rows, k).unwrap_or(0);
+        let panels = Panels { rows, data: &w.data[e * bytes + before..][..len], ..*w };
+        with_scratch(m * rows, |part| {
+            linear_int8(pool, m, 1.0, &rounded[quantized_words(start, k)..], &panels, None, part, 0.0);
+            for (part, &pair) in part.chunks_exact(rows).zip(&groups.order[start..]) {
+                // SAFETY: a pair has one expert, and this task alone has these columns of it.
+                unsafe { y.slice(pair as usize * n + first, rows) }.copy_from_slice(part);
             }
         });
     });

@@ -116,6 +116,42 @@ fn each_pair_meets_its_expert() {
 }
 
 #[test]
+fn whole_numbers_give_each_pair_what_its_expert_gives_its_row() {
+    for (format, [count, n, k]) in [(Format::Q8_0, [4, 40, 64]), (Format::Q4_1, [9, 24, 32]), (Format::Q6K, [3, 300, 256])] {
+        let case = Case::new(format, [count, n, k]);
+        let (stack, len) = (case.weight(), repacked_bytes(format, n, k).unwrap());
+        for (rows, choices) in [(1, 1), (3, 2), (61, 2)] {
+            let (experts, x) = (routes(rows, choices, count), noise(rows * k, 5));
+            for isa in Isa::available() {
+                for threads in [1, 3] {
+                    let pool = Pool::with_isa(threads, isa);
+                    let mut data = vec![0; count * len];
+                    for (e, data) in data.chunks_exact_mut(len).enumerate() {
+                        int8::repack(&pool, &expert(&stack, n, e, 0..n), data);
+                    }
+                    let mut memory = vec![0; groups_len(rows * choices, count)];
+                    let groups = Groups::new(&experts, choices, count, &mut memory);
+                    let mut y = vec![f32::NAN; rows * choices * n];
+                    let panels = Panels { format, rows: count * n, cols: k, data: &data };
+                    let mut rounded = vec![0; quantized_words(rows * choices, k)];
+                    grouped_linear_int8(&pool, &groups, &x, &panels, &mut y, &mut rounded);
+                    for (pair, y) in y.chunks_exact(n).enumerate() {
+                        let mut alone = vec![0.0; n];
+                        if let Ok(e) = usize::try_from(experts[pair]) {
+                            let mut row = vec![0; quantized_words(1, k)];
+                            int8::quantize_rows(&pool, 1, k, &x[pair / choices * k..][..k], &mut row);
+                            let panels = Panels { rows: n, data: &data[e * len..][..len], ..panels };
+                            linear_int8(&pool, 1, 1.0, &row, &panels, None, &mut alone, 0.0);
+                        }
+                        assert_eq!(y, alone, "{format:?} {isa}, {threads} threads, pair {pair}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn groups_keep_the_order_of_pairs() {
     let mut memory = vec![0; groups_len(6, 3)];
     let groups = Groups::new(&[2, 0, -1, 2, 0, 2], 2, 3, &mut memory);

@@ -9,7 +9,7 @@
 use std::arch::x86_64::*;
 
 use super::panel::{Block, PANEL};
-use super::rows::{BLOCK, Record};
+use super::rows::{BLOCK, Line};
 use super::{Tile, panel};
 
 /// Rows of activations at a time.
@@ -21,12 +21,12 @@ pub(super) unsafe fn tile(t: &Tile) {
     let panel::Kind { groups, signed, .. } = t.kind;
     // SAFETY: the selected function has the same contract.
     unsafe {
-        match (groups, signed, t.kind.bits()) {
-            (1, true, _) => by_tokens::<1, 0>(t),
-            (1, false, ..=4) => by_tokens::<1, 8>(t),
-            (1, false, _) => by_tokens::<1, 4>(t),
-            (_, _, ..=5) => by_tokens::<2, 4>(t),
-            (_, _, _) => by_tokens::<2, 2>(t),
+        match (groups, signed) {
+            (1, true) => by_tokens::<1, 0>(t),
+            (1, false) if t.kind.bits() == 4 => by_tokens::<1, 8>(t),
+            (1, false) => by_tokens::<1, 4>(t),
+            (_, true) => by_tokens::<2, 0>(t),
+            (_, false) => by_tokens::<2, 4>(t),
         }
     }
 }
@@ -34,16 +34,13 @@ pub(super) unsafe fn tile(t: &Tile) {
 /// # Safety
 /// See [`super::TileFn`].
 unsafe fn by_tokens<const GROUPS: usize, const CHAIN: usize>(t: &Tile) {
-    let mut token = 0;
-    while token < t.tokens {
-        // SAFETY: `token` rows of activations and sums lie before; the functions take as many as they are named for.
+    let parts = t.tokens.div_ceil(TOKENS);
+    for index in 0..t.panels * parts {
+        let (panel, token) = (index / parts, index % parts * TOKENS);
+        // SAFETY: `panel` panels, and `token` lines and sums lie before; the functions take as many rows as they are named for.
         unsafe {
-            let part = Tile {
-                x: t.x.add(token * t.x_stride),
-                records: t.records.add(token * t.record_stride),
-                acc: t.acc.add(token * PANEL),
-                ..*t
-            };
+            let (data, acc) = (t.data.add(panel * t.data_stride), t.acc.add(panel * t.acc_stride + token * PANEL));
+            let part = Tile { data, lines: t.lines.add(token), acc, ..*t };
             match t.tokens - token {
                 1 => product::<GROUPS, CHAIN, 1>(&part),
                 2 => product::<GROUPS, CHAIN, 2>(&part),
@@ -51,7 +48,6 @@ unsafe fn by_tokens<const GROUPS: usize, const CHAIN: usize>(t: &Tile) {
                 _ => product::<GROUPS, CHAIN, TOKENS>(&part),
             }
         }
-        token += TOKENS;
     }
 }
 
@@ -62,25 +58,26 @@ unsafe fn by_tokens<const GROUPS: usize, const CHAIN: usize>(t: &Tile) {
 #[target_feature(enable = "avx2,fma")]
 #[expect(clippy::needless_range_loop, reason = "constant trip counts, unrolled into registers")]
 unsafe fn product<const GROUPS: usize, const CHAIN: usize, const T: usize>(t: &Tile) {
-    let ones = _mm256_set1_epi16(1);
+    let (ones, offset) = (_mm256_set1_epi16(1), _mm256_set1_epi8(-128));
     let steps = BLOCK / 4 / GROUPS;
     let mut acc = [[_mm256_setzero_ps(); 2]; T];
-    // SAFETY: `T` rows of sums, activations and records, and `count` blocks, by the caller's promise.
+    // SAFETY: `T` rows of sums and lines, and `count` blocks, by the caller's promise.
     unsafe {
         for i in 0..T {
             acc[i] = [_mm256_loadu_ps(t.acc.add(i * PANEL)), _mm256_loadu_ps(t.acc.add(i * PANEL + 8))];
         }
         for index in 0..t.count {
-            let block: &Block = &*t.blocks.add(index);
-            let x = t.x.add(index * BLOCK);
+            let block: &Block = &*t.data.cast::<Block>().add(index);
+            let line = t.lines.add(index * t.stride);
+            let mut sum = [[_mm256_setzero_ps(); 2]; T];
             for group in 0..GROUPS {
                 let mut total = [[_mm256_setzero_si256(); 2]; T];
                 if CHAIN == 0 {
                     for step in group * steps..(group + 1) * steps {
-                        let q = levels(block, step);
+                        let q = levels(block, step).map(|q| _mm256_xor_si256(q, offset));
                         let magnitude = q.map(|q| _mm256_abs_epi8(q));
                         for i in 0..T {
-                            let p = broadcast(x.add(i * t.x_stride + 4 * step));
+                            let p = broadcast(line.add(i), step);
                             for half in 0..2 {
                                 let pairs = _mm256_maddubs_epi16(magnitude[half], _mm256_sign_epi8(p, q[half]));
                                 total[i][half] = _mm256_add_epi32(total[i][half], _mm256_madd_epi16(pairs, ones));
@@ -94,7 +91,7 @@ unsafe fn product<const GROUPS: usize, const CHAIN: usize, const T: usize>(t: &T
                             let step = group * steps + chain * CHAIN + step;
                             let q = levels(block, step);
                             for i in 0..T {
-                                let p = broadcast(x.add(i * t.x_stride + 4 * step));
+                                let p = broadcast(line.add(i), step);
                                 for half in 0..2 {
                                     sums[i][half] = _mm256_add_epi16(sums[i][half], _mm256_maddubs_epi16(q[half], p));
                                 }
@@ -108,17 +105,25 @@ unsafe fn product<const GROUPS: usize, const CHAIN: usize, const T: usize>(t: &T
                     }
                 }
                 for i in 0..T {
-                    let record: &Record = &*t.records.add(i * t.record_stride + index);
-                    let d = _mm256_set1_ps(record.d);
-                    let sum = _mm256_set1_ps(if GROUPS == 1 { record.sum } else { record.halves[group] });
+                    let activations = if GROUPS == 1 { (*line.add(i)).sum } else { (*line.add(i)).halves[group] };
                     for half in 0..2 {
-                        let scale = _mm256_mul_ps(_mm256_load_ps(block.scales[group].as_ptr().add(8 * half)), d);
-                        acc[i][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(total[i][half]), scale, acc[i][half]);
+                        let scale = _mm256_load_ps(block.scales[group].as_ptr().add(8 * half));
+                        let products = _mm256_cvtepi32_ps(total[i][half]);
+                        sum[i][half] = match group {
+                            0 => _mm256_mul_ps(products, scale),
+                            _ => _mm256_fmadd_ps(products, scale, sum[i][half]),
+                        };
                         if CHAIN != 0 {
                             let minimum = _mm256_load_ps(block.minima[group].as_ptr().add(8 * half));
-                            acc[i][half] = _mm256_fmadd_ps(minimum, sum, acc[i][half]);
+                            sum[i][half] = _mm256_fmadd_ps(minimum, _mm256_set1_ps(activations), sum[i][half]);
                         }
                     }
+                }
+            }
+            for i in 0..T {
+                let d = _mm256_set1_ps((*line.add(i)).d);
+                for half in 0..2 {
+                    acc[i][half] = _mm256_fmadd_ps(sum[i][half], d, acc[i][half]);
                 }
             }
         }
@@ -139,10 +144,10 @@ fn levels(block: &Block, step: usize) -> [__m256i; 2] {
 }
 
 /// # Safety
-/// Four bytes can be read.
+/// The line can be read.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn broadcast(x: *const i8) -> __m256i {
-    // SAFETY: by the caller's promise.
-    _mm256_set1_epi32(unsafe { x.cast::<i32>().read_unaligned() })
+unsafe fn broadcast(line: *const Line, step: usize) -> __m256i {
+    // SAFETY: by the caller's promise; a line starts with 32 bytes.
+    _mm256_set1_epi32(unsafe { line.cast::<i32>().add(step).read_unaligned() })
 }

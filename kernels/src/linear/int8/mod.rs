@@ -7,20 +7,23 @@
 //! AVX-512), and each group's sum is scaled into a float.
 //!
 //! ```text
-//! panel      16 output rows, padded with zero rows; stretches of whole blocks along k, in memory order
-//! stretch    scales of the 16 rows, then the levels of every 32 values of k (see `panel`)
+//! panel      16 output rows, padded with zero rows; units of whole blocks along k, in memory order (see `panel`)
+//! tile       up to 12 rows of activations, a cache line for every 32 values of each (see `rows`)
 //! in cache   levels u8 [8 steps][16 rows][4 values], scale and minimum f32 [16 rows]    (`Block`)
 //! ```
 //!
-//! A task widens a stretch of its panel into cache and multiplies it with all rows of
-//! activations before it goes on, so the levels are unpacked once per call.
+//! A few rows of activations are multiplied with panels as they are stored, unpacked in registers, so that all that is read
+//! is the panel. For many, a task widens a stretch of two panels into cache and multiplies it with its tiles of
+//! activations before it goes on, so the levels are unpacked once for some hundred rows.
 //!
 //! **Contract.** Activations are rounded to multiples of `d = max |x| / 127` within each 32 of a
 //! row; weights are exact. With `w = s q + m` in each group of 32 (or of 16, where a format has
-//! finer scales), and `x ≈ d p`, a dot product is, group after group,
+//! finer scales), and `x ≈ d p`, a dot product is, for each 32 values,
 //!
 //! ```text
-//! acc = fma(sum(q p), s d, acc)    acc = fma(m, d sum(p), acc)     (the latter unless q is signed)
+//! sum = s sum(q p)    sum = fma(m, sum(p), sum)                 of a group; the second unless q is signed
+//! sum = fma(sum(q p), s, sum)    sum = fma(m, sum(p), sum)      of a second group
+//! acc = fma(sum, d, acc)
 //! ```
 //!
 //! which is what `scalar` spells out; all levels agree with it bitwise. So does a row with itself
@@ -40,16 +43,18 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod panel;
+mod repack;
 mod rows;
 mod scalar;
 #[cfg(test)]
 mod tests;
 
-pub use panel::{repack, repacked_bytes};
+pub use repack::{repack, repacked_bytes};
+pub(super) use rows::quantize_chosen;
 pub use rows::{quantize_rows, quantized_words};
 
 use panel::{Block, Kind, PANEL};
-use rows::{BLOCK, Record, Rows};
+use rows::{BLOCK, Line, Rows, TILE};
 
 /// A borrowed weight in panels.
 #[derive(Clone, Copy, Debug)]
@@ -67,28 +72,46 @@ pub struct Panels<'a> {
 /// Blocks of 32 along `k` that are widened at a time: with a tile of activations they fit L1.
 const STRETCH: usize = 16;
 
-/// Rows of activations of one task: their stretch stays in L2 beside the sums.
-const TOKENS: usize = 256;
+/// Panels that are multiplied together.
+const PAIR: usize = 2;
 
-/// A product of some blocks of one panel with a few rows of activations.
+/// Panels of one task, which share a tile of activations in L1.
+const GROUP: usize = 4;
+
+/// Bytes of activations of one task: they stay in L2 while panels pass.
+const KEPT: usize = 1 << 20;
+
+/// Bytes between what is multiplied and what is fetched from memory, where units are read as they are stored.
+const AHEAD: usize = 3072;
+
+/// A product of some blocks of one or a pair of panels with rows of activations of one tile.
 struct Tile {
     kind: Kind,
-    blocks: *const Block,
+    panels: usize,
+    /// The blocks as `Block`s, or the units that hold them; panels are `data_stride` bytes apart.
+    data: *const u8,
+    data_stride: usize,
+    /// Blocks.
     count: usize,
-    /// Quantized activations of the first row, from the first block on; rows are `x_stride` apart.
-    x: *const i8,
-    x_stride: usize,
-    records: *const Record,
-    record_stride: usize,
-    /// Sums `[tokens, PANEL]`, continued.
+    /// Activations of the first row, from the first block on; other rows follow, other blocks are `stride` apart.
+    lines: *const Line,
+    stride: usize,
+    /// Sums `[panels, tokens, PANEL]`, continued; panels are `acc_stride` apart.
     acc: *mut f32,
+    acc_stride: usize,
+    /// At most `TILE`.
     tokens: usize,
+    /// What will be read next, of panels `ahead_stride` apart, and how many bytes of it to fetch with each block.
+    ahead: *const u8,
+    ahead_stride: usize,
+    fetched: usize,
 }
 
 /// # Safety
 /// The pointers are valid for the extents; the instruction set is supported.
 type TileFn = unsafe fn(&Tile);
 
+/// The product of widened blocks.
 fn tile_fn(isa: Isa) -> TileFn {
     match isa {
         Isa::Scalar => scalar::tile,
@@ -98,6 +121,18 @@ fn tile_fn(isa: Isa) -> TileFn {
         Isa::Avx512 => avx512::tile,
         #[cfg(not(target_arch = "x86_64"))]
         _ => scalar::tile,
+    }
+}
+
+/// The product of units as they are stored, where there is one for so few rows.
+fn direct_fn(isa: Isa, m: usize) -> Option<TileFn> {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 if m <= avx512::FEW => Some(avx512::direct),
+        _ => {
+            let _ = m;
+            None
+        }
     }
 }
 
@@ -118,19 +153,7 @@ pub struct Part<'a> {
     pub beta: f32,
 }
 
-/// A checked part whose output is open to tasks.
-struct Open<'a> {
-    alpha: f32,
-    w: Panels<'a>,
-    kind: Kind,
-    bias: Option<&'a [f32]>,
-    y: Disjoint<'a, f32>,
-    beta: f32,
-    /// Its panels among those of all parts.
-    panels: std::ops::Range<usize>,
-}
-
-/// Bytes of panels that a task reads at least, so that handing tasks out costs little beside them.
+/// Bytes of panels that a task with few rows reads at least, so that handing tasks out costs little beside them.
 const TASK_BYTES: usize = 24 << 10;
 
 /// `y = alpha x Wᵀ + bias + beta y`: `x` is `m` rows from [`quantize_rows`], `y` is `[m, w.rows]`.
@@ -152,81 +175,165 @@ pub fn linear_int8(pool: &Pool, m: usize, alpha: f32, x: &[u32], w: &Panels<'_>,
 #[track_caller]
 pub fn linear_int8_many<const N: usize>(pool: &Pool, m: usize, x: &[u32], parts: [Part<'_>; N]) {
     let Some(k) = parts.first().map(|part| part.w.cols) else { return };
-    let (mut panels, mut bytes) = (0, 0);
-    let parts = parts.map(|Part { alpha, w, bias, y, beta }| {
-        let kind = Kind::of(w.format).expect("the format was repacked");
-        assert_eq!(w.cols, k, "weights take other activations");
-        assert_eq!(Some(w.data.len()), repacked_bytes(w.format, w.rows, k), "panels do not match their shape and format");
-        assert_eq!(y.len(), m * w.rows, "output does not match the batch and the weight");
-        assert!(bias.is_none_or(|bias| bias.len() == w.rows), "bias does not match the weight's rows");
-        let first = panels;
-        (panels, bytes) = (panels + w.rows.div_ceil(PANEL), bytes + w.data.len());
-        Open { alpha, w, kind, bias, y: Disjoint::new(y), beta, panels: first..panels }
-    });
     let x = Rows::new(m, k, x);
-    if m == 0 || panels == 0 {
+    let (mut groups, mut panels, mut bytes) = (0, 0, 0);
+    let parts = parts.map(|Part { alpha, w, bias, y, beta }| {
+        let (n, kind) = (w.rows, Kind::of(w.format).expect("the format was repacked"));
+        assert_eq!(w.cols, k, "weights take other activations");
+        assert_eq!(Some(w.data.len()), repacked_bytes(w.format, n, k), "panels do not match their shape and format");
+        assert_eq!(y.len(), m * n, "output does not match the batch and the weight");
+        assert!(bias.is_none_or(|bias| bias.len() == n), "bias does not match the weight's rows");
+        let first = groups;
+        groups += n.div_ceil(PANEL).div_ceil(GROUP);
+        (panels, bytes) = (panels + n.div_ceil(PANEL), bytes + w.data.len());
+        Open { kind, n, k, m, data: w.data, y: Disjoint::new(y), alpha, bias, beta, groups: first..groups }
+    });
+    if m == 0 || groups == 0 {
         return;
     }
-    let chunks = m.div_ceil(TOKENS);
-    // Panels of a task: a few where there is one row, since a panel is then read once in half a microsecond.
+    // Groups of a task: several where there are few rows, since a panel is then read in half a microsecond.
     let several = match m {
-        1..8 => (TASK_BYTES * panels / bytes.max(1)).clamp(1, panels.div_ceil(4 * pool.threads())),
+        1..8 => (TASK_BYTES * groups / bytes.max(1)).clamp(1, groups.div_ceil(4 * pool.threads())),
         _ => 1,
     };
-    let groups = panels.div_ceil(several);
-    run(pool, m * panels * PANEL * k < 1 << 18, groups * chunks, &|task| {
-        let (first, group) = (task / groups * TOKENS, task % groups);
-        let tokens = TOKENS.min(m - first);
-        for panel in group * several..panels.min((group + 1) * several) {
-            let Some(part) = parts.iter().find(|part| part.panels.contains(&panel)) else { return };
-            part.multiply(pool.isa(), m, &x, panel - part.panels.start, first, tokens);
+    let tiles = m.div_ceil(TILE);
+    let kept = tiles.div_ceil((KEPT / (TILE * (k / BLOCK).max(1) * size_of::<Line>())).max(1));
+    // Small weights have few groups for the threads to share: then ranges of a hundred rows, so that widening stays cheap.
+    let ranges = kept.max((8 * pool.threads()).div_ceil(groups).min(tiles.div_ceil(8)));
+    let tasks = groups.div_ceil(several);
+    run(pool, m * panels * PANEL * k < 1 << 18, ranges * tasks, &|task| {
+        let (range, task) = (task / tasks, task % tasks);
+        // Ranges of nearly equal length.
+        let tiles = range * tiles / ranges..(range + 1) * tiles / ranges;
+        for group in task * several..groups.min((task + 1) * several) {
+            let Some(part) = parts.iter().find(|part| part.groups.contains(&group)) else { return };
+            part.multiply(pool.isa(), &x, (group - part.groups.start) * GROUP, tiles.clone());
         }
     });
 }
 
+/// A checked part, open to tasks.
+struct Open<'a> {
+    kind: Kind,
+    n: usize,
+    k: usize,
+    m: usize,
+    data: &'a [u8],
+    y: Disjoint<'a, f32>,
+    alpha: f32,
+    bias: Option<&'a [f32]>,
+    beta: f32,
+    /// Its groups of panels among those of all parts.
+    groups: std::ops::Range<usize>,
+}
+
 impl Open<'_> {
-    /// The product of one panel with `tokens` rows of activations from `first` on.
-    fn multiply(&self, isa: Isa, m: usize, x: &Rows<'_>, panel: usize, first: usize, tokens: usize) {
-        let (n, k, kind) = (self.w.rows, self.w.cols, self.kind);
-        debug_assert!(first + tokens <= m);
-        let multiply = tile_fn(isa);
-        let unit = kind.unit / BLOCK;
-        let unit_bytes = kind.unit_bytes();
-        let blocks = k / BLOCK;
-        let bytes = &self.w.data[panel * (blocks / unit) * unit_bytes..][..blocks / unit * unit_bytes];
-        with_scratch(tokens * PANEL + STRETCH * Block::WORDS, |scratch| {
-            let (widened, acc) = scratch.split_at_mut(STRETCH * Block::WORDS);
+    /// The panels of a group, from `first` on, with some tiles of activations.
+    fn multiply(&self, isa: Isa, x: &Rows<'_>, first: usize, tiles: std::ops::Range<usize>) {
+        let &Open { kind, n, k, m, .. } = self;
+        let (blocks, unit) = (k / BLOCK, kind.blocks());
+        let panels = GROUP.min(n.div_ceil(PANEL) - first);
+        let rows = tiles.start * TILE..m.min(tiles.end * TILE);
+        let panel_bytes = blocks / unit * kind.unit_bytes();
+        let bytes = |panel: usize, block: usize| {
+            &self.data[(first + panel) * panel_bytes..][..panel_bytes][block / unit * kind.unit_bytes()..]
+        };
+        let direct = direct_fn(isa, m);
+        let multiply = direct.unwrap_or(tile_fn(isa));
+        // Stretches of nearly equal length, of whole units.
+        let stretch = match direct {
+            Some(_) => blocks,
+            None => (blocks / unit).div_ceil(blocks.div_ceil(STRETCH)) * unit,
+        };
+        let room = if direct.is_some() { 0 } else { panels * stretch * Block::WORDS };
+        with_scratch(room + panels * rows.len() * PANEL, |scratch| {
+            let (widened, acc) = scratch.split_at_mut(room);
             let widened = Block::of(widened);
             acc.fill(0.0);
-            for start in (0..blocks).step_by(STRETCH) {
-                let count = STRETCH.min(blocks - start);
-                let from = start / unit * unit_bytes;
-                panel::widen(isa, kind, &bytes[from..][..count / unit * unit_bytes], &mut widened[..count]);
-                let tile = Tile {
-                    kind,
-                    blocks: widened.as_ptr(),
-                    count,
-                    x: x.values[first * k + start * BLOCK..].as_ptr(),
-                    x_stride: k,
-                    records: x.records[first * blocks + start..].as_ptr(),
-                    record_stride: blocks,
-                    acc: acc.as_mut_ptr(),
-                    tokens,
-                };
-                // SAFETY: `count` blocks were widened; there are `tokens` rows of activations and sums from
-                // these pointers on, checked above; the level is the pool's.
-                unsafe { multiply(&tile) };
-            }
-            let column = panel * PANEL;
-            let width = PANEL.min(n - column);
-            for (i, acc) in acc.chunks_exact(PANEL).enumerate() {
-                // SAFETY: one task alone has these columns of these rows.
-                let y = unsafe { self.y.slice((first + i) * n + column, width) };
-                for (j, (y, acc)) in y.iter_mut().zip(acc).enumerate() {
-                    let value = self.alpha * acc + self.bias.map_or(0.0, |bias| bias[column + j]);
-                    *y = if self.beta == 0.0 { value } else { value + self.beta * *y };
+            for start in (0..blocks).step_by(stretch.max(1)) {
+                let count = stretch.min(blocks - start);
+                if direct.is_none() {
+                    for (panel, widened) in widened.chunks_exact_mut(stretch).enumerate() {
+                        let units = &bytes(panel, start)[..count / unit * kind.unit_bytes()];
+                        panel::widen(isa, kind, units, &mut widened[..count]);
+                    }
+                }
+                for tile in tiles.clone() {
+                    let (tokens, lines) = x.tile(tile, start);
+                    let acc = &mut acc[(tile * TILE - rows.start) * PANEL..];
+                    for panel in (0..panels).step_by(if direct.is_some() { 1 } else { PAIR }) {
+                        let units = bytes(panel, start).as_ptr();
+                        let fetched = kind.unit_bytes() / unit;
+                        // Few rows are soon done, so what comes next is fetched meanwhile.
+                        let (data, ahead, fetched) = match direct {
+                            Some(_) => (units, units.wrapping_add(AHEAD), fetched),
+                            None if tile == tiles.start && tiles.len() <= 4 => {
+                                (widened[panel * stretch..].as_ptr().cast(), units.wrapping_add(count * fetched), fetched)
+                            }
+                            None => (widened[panel * stretch..].as_ptr().cast(), units, 0),
+                        };
+                        let tile = Tile {
+                            kind,
+                            panels: if direct.is_some() { 1 } else { PAIR.min(panels - panel) },
+                            data,
+                            data_stride: stretch * size_of::<Block>(),
+                            count,
+                            lines: lines.as_ptr(),
+                            stride: tokens,
+                            acc: acc[panel * rows.len() * PANEL..].as_mut_ptr(),
+                            acc_stride: rows.len() * PANEL,
+                            tokens,
+                            ahead,
+                            ahead_stride: panel_bytes,
+                            fetched,
+                        };
+                        // SAFETY: `count` blocks of each panel lie at `data`, lines of them for each row from `lines` on, and the
+                        // tile's sums from `acc` on; the level is the pool's.
+                        unsafe { multiply(&tile) };
+                    }
                 }
             }
+            let columns = first * PANEL..n.min((first + panels) * PANEL);
+            for (i, row) in rows.clone().enumerate() {
+                // SAFETY: this task alone has these columns of these rows.
+                let y = unsafe { self.y.slice(row * n + columns.start, columns.len()) };
+                finish(isa, self, columns.start, &acc[i * PANEL..], rows.len() * PANEL, y);
+            }
         });
+    }
+}
+
+/// Writes the sums of a row, of panels that are `stride` apart, to `y`, the outputs from `column` on.
+fn finish(isa: Isa, part: &Open<'_>, column: usize, acc: &[f32], stride: usize, y: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa >= Isa::Avx2 {
+        return vector(isa, part, column, acc, stride, y);
+    }
+    let _ = isa;
+    finish_with(part, column, acc, stride, y);
+}
+
+#[cfg(target_arch = "x86_64")]
+crate::simd::simd_fn! {
+    /// The portable code, compiled with wide instructions.
+    fn vector<S>(_s, part: &Open<'_>, column: usize, acc: &[f32], stride: usize, y: &mut [f32]) {
+        finish_with(part, column, acc, stride, y);
+    }
+}
+
+#[inline(always)]
+fn finish_with(part: &Open<'_>, column: usize, acc: &[f32], stride: usize, y: &mut [f32]) {
+    let &Open { alpha, bias, beta, .. } = part;
+    for (panel, y) in y.chunks_mut(PANEL).enumerate() {
+        let acc = &acc[panel * stride..][..PANEL];
+        let mut value = [0.0; PANEL];
+        value.iter_mut().zip(acc).for_each(|(value, acc)| *value = alpha * acc);
+        if let Some(bias) = bias {
+            value.iter_mut().zip(&bias[column + panel * PANEL..]).for_each(|(value, bias)| *value += bias);
+        }
+        if beta != 0.0 {
+            value.iter_mut().zip(&*y).for_each(|(value, y)| *value += beta * y);
+        }
+        y.copy_from_slice(&value[..y.len()]);
     }
 }

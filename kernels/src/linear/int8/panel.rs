@@ -1,4 +1,4 @@
-//! Panels: 16 rows of a weight side by side, and their way into cache.
+//! Panels: 16 rows of a weight side by side, and what they become in cache.
 //!
 //! A panel is a sequence of *units*, the shortest stretch of `k` that has scales of its own: 32
 //! values, or 256 where a format has blocks of blocks. A unit holds
@@ -12,10 +12,13 @@
 //! of `64 b` holds levels `j`, `j + 64 b`, ... from its lowest bits on, so that every shift
 //! of a whole vector yields levels in order; high bits likewise. Nothing is lost and
 //! little added: Q3_K grows by 4%, Q4_K by 3%, Q5_K by 2%, the others not at all.
+//!
+//! **Signed levels.** Where a format has no minimum, its level of `b` bits is centred. It is widened to the left end of a byte,
+//! `2^(8-b) (q - zero) + 128`, so that one offset serves all formats, and the scale shrinks by `2^(8-b)`, which rounds nothing.
 
-use crate::format::{Format, Weight};
+use crate::format::Format;
 use crate::isa::Isa;
-use crate::pool::Pool;
+use crate::quant::IQ4_NL;
 
 use super::rows::BLOCK;
 
@@ -28,6 +31,7 @@ pub(super) const LEVELS: usize = BLOCK * PANEL;
 /// 32 values of all rows of a panel, ready to be multiplied.
 #[repr(C, align(64))]
 pub(super) struct Block {
+    /// Signed ones have 128 added.
     pub(super) levels: [u8; LEVELS],
     /// By group of 16, or all in the first.
     pub(super) scales: [[f32; PANEL]; 2],
@@ -50,37 +54,57 @@ impl Block {
 /// How a format's scales are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scales {
-    /// `d (q - zero)`.
-    Centred { zero: u8 },
-    /// `d q + m`.
+    /// `d`.
+    Plain,
+    /// `d` and a minimum `m`.
     Affine,
+    /// `d s`, `s` a signed byte of each group.
+    Signed,
+    /// `d s` and a minimum `-m t`, in a byte each of each group.
+    Pairs,
+    /// The same in the low and the high half of one byte.
+    Nibbles,
 }
 
 /// How a format is laid out and multiplied.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kind {
-    format: Format,
+    pub(super) format: Format,
     /// Values of `k` in a unit.
     pub(super) unit: usize,
     /// Bits of a level: the low ones, and those stored apart.
-    low: usize,
-    high: usize,
+    pub(super) low: usize,
+    pub(super) high: usize,
     /// Groups with scales of their own in 32 values.
     pub(super) groups: usize,
-    /// Levels are signed bytes without a minimum; otherwise they have [`Kind::bits`] bits.
+    /// Levels are signed and have no minimum.
     pub(super) signed: bool,
-    scales: Scales,
+    pub(super) scales: Scales,
 }
 
 impl Kind {
     /// `None` for formats that have no panels.
     pub(super) fn of(format: Format) -> Option<Kind> {
-        let kind = |low, signed, scales| Kind { format, unit: 32, low, high: 0, groups: 1, signed, scales };
+        let short = |low, high, scales| {
+            let signed = scales == Scales::Plain;
+            Kind { format, unit: 32, low, high, groups: 1, signed, scales }
+        };
+        let long = |low, high, groups, scales| {
+            let signed = scales == Scales::Signed;
+            Kind { format, unit: 256, low, high, groups, signed, scales }
+        };
         Some(match format {
-            Format::Q8_0 => kind(8, true, Scales::Centred { zero: 0 }),
-            Format::Q4_0 => kind(4, false, Scales::Centred { zero: 8 }),
-            Format::Q4_1 => kind(4, false, Scales::Affine),
-            _ => return None,
+            Format::Q8_0 => short(8, 0, Scales::Plain),
+            Format::Q4_0 | Format::Iq4Nl => short(4, 0, Scales::Plain),
+            Format::Q4_1 => short(4, 0, Scales::Affine),
+            Format::Q5_0 => short(4, 1, Scales::Plain),
+            Format::Q5_1 => short(4, 1, Scales::Affine),
+            Format::Q2K => long(2, 0, 2, Scales::Nibbles),
+            Format::Q3K => long(2, 1, 2, Scales::Signed),
+            Format::Q4K => long(4, 0, 1, Scales::Pairs),
+            Format::Q5K => long(4, 1, 1, Scales::Pairs),
+            Format::Q6K => long(4, 2, 2, Scales::Signed),
+            Format::F32 | Format::F16 | Format::BF16 | Format::Nf4 => return None,
         })
     }
 
@@ -89,102 +113,51 @@ impl Kind {
         self.low + self.high
     }
 
-    fn scale_bytes(self) -> usize {
-        match self.scales {
-            Scales::Centred { .. } => 2 * PANEL,
-            Scales::Affine => 4 * PANEL,
-        }
+    /// Blocks of 32 in a unit.
+    pub(super) fn blocks(self) -> usize {
+        self.unit / BLOCK
+    }
+
+    /// Bytes before the levels of a unit.
+    pub(super) fn scale_bytes(self) -> usize {
+        let groups = self.blocks() * self.groups;
+        PANEL
+            * match self.scales {
+                Scales::Plain => 2,
+                Scales::Affine => 4,
+                Scales::Signed => 2 + groups,
+                Scales::Pairs => 4 + 2 * groups,
+                Scales::Nibbles => 4 + groups,
+            }
+    }
+
+    /// Bytes of the levels of 32 values.
+    pub(super) fn level_bytes(self) -> usize {
+        LEVELS * self.bits() / 8
     }
 
     /// Bytes of a unit of a panel.
     pub(super) fn unit_bytes(self) -> usize {
-        self.scale_bytes() + self.unit / BLOCK * LEVELS * self.bits() / 8
+        self.scale_bytes() + self.blocks() * self.level_bytes()
+    }
+
+    /// What left-aligning signed levels takes off the scale.
+    pub(super) fn shrink(self) -> f32 {
+        let bits = if self.format == Format::Iq4Nl { 8 } else { self.bits() };
+        if self.signed { 1.0 / (1 << (8 - bits)) as f32 } else { 1.0 }
     }
 }
 
-/// Bytes of a weight `[rows, cols]` in panels; `None` if the format stays in its blocks, because it is not whole numbers times a scale.
-pub fn repacked_bytes(format: Format, rows: usize, cols: usize) -> Option<usize> {
-    let kind = Kind::of(format)?;
-    Some(rows.div_ceil(PANEL) * (cols / kind.unit) * kind.unit_bytes())
-}
-
-/// Writes `weight` in panels to `out`, of exactly [`repacked_bytes`] bytes.
-///
-/// # Panics
-/// When a length does not match, or the format cannot be repacked.
-#[track_caller]
-pub fn repack(pool: &Pool, weight: &Weight<'_>, out: &mut [u8]) {
-    weight.check();
-    let kind = Kind::of(weight.format).expect("the format can be repacked");
-    assert_eq!(Some(out.len()), repacked_bytes(weight.format, weight.rows, weight.cols), "panels do not match the weight");
-    if out.is_empty() {
-        return;
-    }
-    let panel_bytes = weight.cols / kind.unit * kind.unit_bytes();
-    let block_bytes = weight.format.block_bytes();
-    pool.run_pieces(out, panel_bytes, |panel, out| {
-        let first = panel * PANEL;
-        for (index, out) in out.chunks_exact_mut(kind.unit_bytes()).enumerate() {
-            let (scales, levels) = out.split_at_mut(kind.scale_bytes());
-            scales.fill(0);
-            // Rows past the end: zeros, whatever their levels.
-            let mut rows = [[0; BLOCK]; PANEL];
-            for (row, target) in rows.iter_mut().enumerate().take(weight.rows - first) {
-                let block = &weight.row(first + row)[index * block_bytes..][..block_bytes];
-                take_scales(kind, block, row, scales);
-                for (i, level) in target.iter_mut().enumerate() {
-                    *level = level_of(kind.format, block, i);
-                }
-            }
-            fold(kind, &rows, levels);
-        }
-    });
-}
-
-/// Copies the scales of one row's block to their places.
-fn take_scales(kind: Kind, block: &[u8], row: usize, out: &mut [u8]) {
-    out[2 * row..][..2].copy_from_slice(&block[..2]);
-    if kind.scales == Scales::Affine {
-        out[2 * (PANEL + row)..][..2].copy_from_slice(&block[2..4]);
-    }
-}
-
-/// Level `i` of a block.
-fn level_of(format: Format, block: &[u8], i: usize) -> u8 {
-    let nibble = |bytes: &[u8]| bytes[i % 16] >> (i / 16 * 4) & 15;
-    match format {
-        Format::Q8_0 => block[2 + i],
-        Format::Q4_0 => nibble(&block[2..]),
-        Format::Q4_1 => nibble(&block[4..]),
-        _ => unreachable!("`Kind::of` has no panels of it"),
-    }
-}
-
-/// Stores levels in the order of the module's description.
-fn fold(kind: Kind, rows: &[[u8; BLOCK]; PANEL], out: &mut [u8]) {
-    let level = |i: usize| rows[i / 4 % PANEL][4 * (i / (4 * PANEL)) + i % 4];
-    let (low, high) = out.split_at_mut(LEVELS * kind.low / 8);
-    let plane = |out: &mut [u8], bits: usize, shift: usize| {
-        let mask = ((1u16 << bits) - 1) as u8;
-        let stride = out.len();
-        for (j, byte) in out.iter_mut().enumerate() {
-            *byte = (0..8 / bits).fold(0, |byte, part| byte | (level(j + part * stride) >> shift & mask) << (part * bits));
-        }
-    };
-    plane(low, kind.low, 0);
-    if kind.high > 0 {
-        plane(high, kind.high, kind.low);
-    }
-}
-
-/// Widens whole units into blocks.
+/// Widens whole units into blocks: the specification of what panels mean.
 pub(super) fn widen(isa: Isa, kind: Kind, units: &[u8], out: &mut [Block]) {
-    #[cfg(target_arch = "x86_64")]
-    if isa >= Isa::Avx2 {
-        return vector(isa, kind, units, out);
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level comes from a pool, which has checked it against the CPU.
+        Isa::Avx512 => unsafe { super::avx512::widen(kind, units, out) },
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => vector(isa, kind, units, out),
+        _ => widen_with(kind, units, out),
     }
-    let _ = isa;
-    widen_with(kind, units, out);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -198,50 +171,94 @@ crate::simd::simd_fn! {
 /// Loops of constant length over arrays, so that compilers vectorise them.
 #[inline(always)]
 fn widen_with(kind: Kind, units: &[u8], out: &mut [Block]) {
-    let units = units.chunks_exact(kind.unit_bytes());
-    match kind.format {
-        Format::Q8_0 => {
-            for (unit, out) in units.zip(out) {
-                halves(unit, &mut out.scales[0]);
-                out.levels.copy_from_slice(&unit[2 * PANEL..]);
-            }
+    for (unit, out) in units.chunks_exact(kind.unit_bytes()).zip(out.chunks_exact_mut(kind.blocks())) {
+        let (scales, levels) = unit.split_at(kind.scale_bytes());
+        for (index, (bytes, out)) in levels.chunks_exact(kind.level_bytes()).zip(out).enumerate() {
+            widen_scales(kind, scales, index, out);
+            widen_levels(kind, bytes, &mut out.levels);
         }
-        Format::Q4_0 => {
-            for (unit, out) in units.zip(out) {
-                halves(unit, &mut out.scales[0]);
-                for (m, s) in out.minima[0].iter_mut().zip(&out.scales[0]) {
-                    *m = -8.0 * s;
-                }
-                nibbles(&unit[2 * PANEL..], &mut out.levels);
-            }
-        }
-        Format::Q4_1 => {
-            for (unit, out) in units.zip(out) {
-                halves(unit, &mut out.scales[0]);
-                halves(&unit[2 * PANEL..], &mut out.minima[0]);
-                nibbles(&unit[4 * PANEL..], &mut out.levels);
-            }
-        }
-        _ => unreachable!("`Kind::of` has no panels of it"),
     }
 }
 
 #[inline(always)]
-fn nibbles(bytes: &[u8], levels: &mut [u8; LEVELS]) {
-    let (low, high) = levels.split_at_mut(LEVELS / 2);
-    for ((low, high), byte) in low.iter_mut().zip(high).zip(&bytes[..LEVELS / 2]) {
-        *low = byte & 15;
-        *high = byte >> 4;
+fn widen_scales(kind: Kind, bytes: &[u8], index: usize, out: &mut Block) {
+    let d = halves(bytes).map(|d| d * kind.shrink());
+    let m = || halves(&bytes[2 * PANEL..]);
+    let line = |at: usize| bytes[at * PANEL..][..PANEL].as_array::<PANEL>().expect("of this length");
+    for group in 0..kind.groups {
+        let at = index * kind.groups + group;
+        match kind.scales {
+            Scales::Plain => out.scales[group] = d,
+            Scales::Affine => (out.scales[group], out.minima[group]) = (d, m()),
+            Scales::Signed => {
+                let s = line(2 + at);
+                out.scales[group] = std::array::from_fn(|row| d[row] * f32::from(s[row] as i8));
+            }
+            Scales::Pairs => {
+                let (m, s, t) = (m(), line(4 + 2 * at), line(5 + 2 * at));
+                out.scales[group] = std::array::from_fn(|row| d[row] * f32::from(s[row]));
+                out.minima[group] = std::array::from_fn(|row| -m[row] * f32::from(t[row]));
+            }
+            Scales::Nibbles => {
+                let (m, both) = (m(), line(4 + at));
+                out.scales[group] = std::array::from_fn(|row| d[row] * f32::from(both[row] & 15));
+                out.minima[group] = std::array::from_fn(|row| -m[row] * f32::from(both[row] >> 4));
+            }
+        }
     }
 }
+
+#[inline(always)]
+fn widen_levels(kind: Kind, bytes: &[u8], out: &mut [u8; LEVELS]) {
+    if kind.low == 8 {
+        return out.copy_from_slice(bytes);
+    }
+    let (low, high) = bytes.split_at(LEVELS * kind.low / 8);
+    match kind.low {
+        2 => plane::<2>(low, |out, bits| *out = bits, out),
+        _ => plane::<4>(low, |out, bits| *out = bits, out),
+    }
+    match (kind.low, kind.high) {
+        (_, 0) => {}
+        (2, _) => plane::<1>(high, |out, bits| *out |= bits << 2, out),
+        (_, 1) => plane::<1>(high, |out, bits| *out |= bits << 4, out),
+        (_, _) => plane::<2>(high, |out, bits| *out |= bits << 4, out),
+    }
+    if kind.format == Format::Iq4Nl {
+        out.iter_mut().for_each(|level| *level = TABLE[usize::from(*level & 15)]);
+    } else if kind.signed {
+        let shift = 8 - kind.bits();
+        out.iter_mut().for_each(|level| *level <<= shift);
+    }
+}
+
+/// Takes apart bytes that hold `8 / BITS` levels each.
+#[inline(always)]
+fn plane<const BITS: usize>(bytes: &[u8], put: impl Fn(&mut u8, u8), out: &mut [u8; LEVELS]) {
+    let mask = ((1u16 << BITS) - 1) as u8;
+    for (part, out) in out.chunks_exact_mut(LEVELS * BITS / 8).enumerate() {
+        for (out, byte) in out.iter_mut().zip(bytes) {
+            put(out, byte >> (part * BITS) & mask);
+        }
+    }
+}
+
+/// IQ4_NL's levels with 128 added.
+pub(super) const TABLE: [u8; 16] = {
+    let mut table = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        table[i] = (IQ4_NL[i] as u8) ^ 128;
+        i += 1;
+    }
+    table
+};
 
 /// The first 16 halves of `bytes`.
 #[inline(always)]
-fn halves(bytes: &[u8], out: &mut [f32; PANEL]) {
+fn halves(bytes: &[u8]) -> [f32; PANEL] {
     let (bytes, _) = bytes[..2 * PANEL].as_chunks::<2>();
-    for (out, bytes) in out.iter_mut().zip(bytes) {
-        *out = half_to_f32(u16::from_le_bytes(*bytes));
-    }
+    std::array::from_fn(|row| half_to_f32(u16::from_le_bytes(bytes[row])))
 }
 
 /// Exact, like the conversion of `half`, but without branches.

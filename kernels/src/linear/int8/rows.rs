@@ -1,4 +1,12 @@
-//! Activations in 8 bits: `m` rows of `k` whole numbers, then a record for every 32 of them.
+//! Activations in 8 bits: a cache line for every 32 of them, with what the products need to know of them.
+//!
+//! ```text
+//! tile    12 rows (the last one: what is left), their lines of the first 32 columns, then of the next 32, ...
+//! line    32 whole numbers | scale | sums                                                    64 bytes
+//! ```
+//!
+//! A product takes the rows of a tile together and goes along the columns, so it reads lines in the order of memory, whatever the
+//! sizes: with rows one after the other, columns that are a power of two would compete for the same few places of the first cache.
 
 use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool};
@@ -6,42 +14,60 @@ use crate::pool::{Disjoint, Pool};
 /// Activations that share a scale.
 pub(super) const BLOCK: usize = 32;
 
-/// What the products need to know of 32 quantized activations `p`.
+/// Rows whose lines lie side by side.
+pub(super) const TILE: usize = 12;
+
+/// 32 quantized activations `p`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C)]
-pub(super) struct Record {
+pub(super) struct Line {
+    pub(super) p: [i8; BLOCK],
     /// Scale: `x ≈ d p`. NaN if any of them is not finite.
     pub(super) d: f32,
-    /// `d sum(p)`.
+    /// `sum(p)`.
     pub(super) sum: f32,
     /// The same for the first and the last 16.
     pub(super) halves: [f32; 2],
-    /// `sum(p)`.
-    pub(super) whole: i32,
+    /// `-128 sum(p)`: where sums of products start whose levels were made unsigned by adding 128.
+    pub(super) start: i32,
+    /// The same for the first and the last 16.
+    pub(super) starts: [i32; 2],
+    unused: u32,
 }
 
-const RECORD_WORDS: usize = size_of::<Record>() / 4;
+/// Words of a line.
+const LINE: usize = size_of::<Line>() / 4;
+
+impl Line {
+    /// Lines in words of memory.
+    fn of_mut(words: &mut [u32]) -> &mut [Line] {
+        const { assert!(align_of::<Line>() == align_of::<u32>()) };
+        // SAFETY: a line consists of words, whole lines lie within the slice, and any bit pattern is a line.
+        unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), words.len() / LINE) }
+    }
+}
 
 /// Quantized rows, as the kernels see them.
 pub(super) struct Rows<'a> {
-    /// `[m, k]`.
-    pub(super) values: &'a [i8],
-    /// `[m, k / 32]`.
-    pub(super) records: &'a [Record],
+    rows: usize,
+    blocks: usize,
+    lines: &'a [Line],
 }
 
 impl<'a> Rows<'a> {
     #[track_caller]
     pub(super) fn new(m: usize, k: usize, words: &'a [u32]) -> Rows<'a> {
         assert!(words.len() >= quantized_words(m, k), "quantized activations do not match the batch and the weight");
-        let (values, records) = words.split_at(m * k / 4);
-        // SAFETY: both consist of words, any bit pattern of which is valid, and lie within the slice by the check.
-        unsafe {
-            Rows {
-                values: std::slice::from_raw_parts(values.as_ptr().cast(), m * k),
-                records: std::slice::from_raw_parts(records.as_ptr().cast(), m * k / BLOCK),
-            }
-        }
+        // SAFETY: as `Line::of_mut`; there are enough words by the check.
+        let lines = unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), m * k / BLOCK) };
+        Rows { rows: m, blocks: k / BLOCK, lines }
+    }
+
+    /// Rows of tile `tile`, and their lines from column block `block` on.
+    pub(super) fn tile(&self, tile: usize, block: usize) -> (usize, &'a [Line]) {
+        let first = tile * TILE;
+        let width = TILE.min(self.rows - first);
+        (width, &self.lines[first * self.blocks..][..width * self.blocks][width * block..])
     }
 }
 
@@ -52,7 +78,7 @@ impl<'a> Rows<'a> {
 #[track_caller]
 pub const fn quantized_words(m: usize, k: usize) -> usize {
     assert!(k.is_multiple_of(BLOCK), "activations are quantized in whole blocks of 32");
-    m * (k / 4 + k / BLOCK * RECORD_WORDS)
+    m * (k / BLOCK) * LINE
 }
 
 /// Quantizes `x`, `[m, k]`, into `out`, of at least [`quantized_words`] words; the layout is private to this crate.
@@ -62,81 +88,104 @@ pub const fn quantized_words(m: usize, k: usize) -> usize {
 #[track_caller]
 pub fn quantize_rows(pool: &Pool, m: usize, k: usize, x: &[f32], out: &mut [u32]) {
     assert_eq!(x.len(), m * k, "activations do not match their shape");
+    quantize_chosen(pool, m, k, x, out, &|row| row);
+}
+
+/// Quantizes the rows `row(0)` to `row(m - 1)` of `x`, of `k` columns.
+#[track_caller]
+pub(in super::super) fn quantize_chosen(
+    pool: &Pool,
+    m: usize,
+    k: usize,
+    x: &[f32],
+    out: &mut [u32],
+    row: &(dyn Fn(usize) -> usize + Sync),
+) {
     assert!(out.len() >= quantized_words(m, k), "no room for the quantized activations");
-    let (values, records) = out[..quantized_words(m, k)].split_at_mut(m * k / 4);
-    let (values, records) = (Disjoint::new(values), Disjoint::new(records));
-    // Tasks of a few microseconds, of whole blocks.
-    const TASK: usize = 1 << 13;
-    let tasks = x.len().div_ceil(TASK);
-    let isa = pool.isa();
-    pool.run(tasks, &|task| {
-        let x = &x[task * TASK..x.len().min((task + 1) * TASK)];
-        // SAFETY: tasks have words of their own.
-        let (values, records) = unsafe {
-            let records_from = task * (TASK / BLOCK) * RECORD_WORDS;
-            (values.slice(task * TASK / 4, x.len() / 4), records.slice(records_from, x.len() / BLOCK * RECORD_WORDS))
-        };
-        let (x, _) = x.as_chunks::<BLOCK>();
-        let (values, _) = values.as_chunks_mut::<{ BLOCK / 4 }>();
-        let (records, _) = records.as_chunks_mut::<RECORD_WORDS>();
-        quantize(isa, x, values, records);
+    let lines = Disjoint::new(Line::of_mut(&mut out[..quantized_words(m, k)]));
+    // Tasks of a few microseconds: some column blocks of a tile.
+    const TASK: usize = 1 << 9;
+    let (blocks, isa) = (k / BLOCK, pool.isa());
+    let part = (TASK / TILE.min(m.max(1))).max(1);
+    let parts = blocks.div_ceil(part);
+    pool.run(m.div_ceil(TILE) * parts, &|task| {
+        let (first, start) = (task / parts * TILE, task % parts * part);
+        let (width, count) = (TILE.min(m - first), part.min(blocks - start));
+        // SAFETY: tasks have lines of their own.
+        let lines = unsafe { lines.slice(first * blocks + start * width, count * width) };
+        for i in 0..width {
+            let (x, _) = x[row(first + i) * k + start * BLOCK..][..count * BLOCK].as_chunks();
+            quantize(isa, x, &mut lines[i..], width);
+        }
     });
 }
 
-type Words = [u32; BLOCK / 4];
-
-fn quantize(isa: Isa, x: &[[f32; BLOCK]], values: &mut [Words], records: &mut [[u32; RECORD_WORDS]]) {
-    #[cfg(target_arch = "x86_64")]
-    if isa >= Isa::Avx2 {
-        return vector(isa, x, values, records);
+/// Quantizes blocks of a row to every `stride`-th line.
+fn quantize(isa: Isa, x: &[[f32; BLOCK]], lines: &mut [Line], stride: usize) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level comes from a pool, which has checked it against the CPU.
+        Isa::Avx512 => unsafe { super::avx512::quantize(x, lines, stride) },
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => vector(isa, x, lines, stride),
+        _ => quantize_with(x, lines, stride),
     }
-    let _ = isa;
-    quantize_with(x, values, records);
 }
 
 #[cfg(target_arch = "x86_64")]
 crate::simd::simd_fn! {
     /// The portable code, compiled with wide instructions.
-    fn vector<S>(_s, x: &[[f32; BLOCK]], values: &mut [Words], records: &mut [[u32; RECORD_WORDS]]) {
-        quantize_with(x, values, records);
+    fn vector<S>(_s, x: &[[f32; BLOCK]], lines: &mut [Line], stride: usize) {
+        quantize_with(x, lines, stride);
     }
 }
 
-/// Quantizes block by block; written so that compilers vectorise it.
+/// The specification.
 #[inline(always)]
-fn quantize_with(x: &[[f32; BLOCK]], values: &mut [Words], records: &mut [[u32; RECORD_WORDS]]) {
+fn quantize_with(x: &[[f32; BLOCK]], lines: &mut [Line], stride: usize) {
+    x.iter().zip(lines.iter_mut().step_by(stride)).for_each(|(x, line)| quantize_block(x, line));
+}
+
+/// The scale of a block whose largest magnitude has these bits, and its reciprocal; the latter is zero where nothing is kept.
+#[inline(always)]
+pub(super) fn scale_of(top: u32) -> (f32, f32) {
     /// Below, the reciprocal overflows.
     const TINY: f32 = 1e-36;
+    let largest = f32::from_bits(top);
+    if top >= 0x7f80_0000 {
+        (f32::NAN, 0.0)
+    } else if largest < TINY {
+        (0.0, 0.0)
+    } else {
+        (largest / 127.0, 127.0 / largest)
+    }
+}
+
+/// Written so that compilers vectorise it.
+#[inline(always)]
+fn quantize_block(x: &[f32; BLOCK], line: &mut Line) {
     /// Adding 1.5 · 2²³ leaves the nearest whole number, ties to even, in the low bits.
     const MAGIC: f32 = 12_582_912.0;
-    for ((x, values), record) in x.iter().zip(values).zip(records) {
-        // Bits of magnitudes are ordered as the magnitudes are, NaN above infinity.
-        let top = x.iter().fold(0, |top, x| (x.to_bits() & 0x7fff_ffff).max(top));
-        let largest = f32::from_bits(top);
-        let (d, inverse) = if top >= 0x7f80_0000 {
-            (f32::NAN, 0.0)
-        } else if largest < TINY {
-            (0.0, 0.0)
-        } else {
-            (largest / 127.0, 127.0 / largest)
-        };
-        let mut whole = [0i32; BLOCK];
-        for (q, x) in whole.iter_mut().zip(x) {
-            // Zero in blocks that are not finite, whatever `x`.
-            let scaled = if inverse == 0.0 { 0.0 } else { x * inverse };
-            *q = (scaled + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32;
-        }
-        let mut bytes = [0u8; BLOCK];
-        for (byte, q) in bytes.iter_mut().zip(whole) {
-            *byte = q as u8;
-        }
-        let (words, _) = bytes.as_chunks::<4>();
-        for (value, word) in values.iter_mut().zip(words) {
-            *value = u32::from_ne_bytes(*word);
-        }
-        let sums = [0, 1].map(|half| whole[half * 16..][..16].iter().sum::<i32>());
-        let sum = sums[0] + sums[1];
-        let floats = [d, d * sum as f32, d * sums[0] as f32, d * sums[1] as f32].map(f32::to_bits);
-        *record = [floats[0], floats[1], floats[2], floats[3], sum as u32];
+    // Bits of magnitudes are ordered as the magnitudes are, NaN above infinity.
+    let (d, inverse) = scale_of(x.iter().fold(0, |top, x| (x.to_bits() & 0x7fff_ffff).max(top)));
+    let mut whole = [0i32; BLOCK];
+    for (q, x) in whole.iter_mut().zip(x) {
+        // Zero in blocks that are not finite, whatever `x`.
+        let scaled = if inverse == 0.0 { 0.0 } else { x * inverse };
+        *q = (scaled + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32;
     }
+    for (p, q) in line.p.iter_mut().zip(whole) {
+        *p = q as i8;
+    }
+    let sums = [0, 1].map(|half| whole[half * 16..][..16].iter().sum::<i32>());
+    let sum = sums[0] + sums[1];
+    *line = Line {
+        p: line.p,
+        d,
+        sum: sum as f32,
+        halves: sums.map(|sum| sum as f32),
+        start: -128 * sum,
+        starts: sums.map(|sum| -128 * sum),
+        unused: 0,
+    };
 }

@@ -1,0 +1,290 @@
+//! AVX-512 VNNI products: `vpdpbusd` multiplies and sums four unsigned levels by four signed
+//! activations in each of 16 lanes, the rows of a panel.
+//!
+//! Signed levels are unsigned with 128 added ([`super::panel`]), and a sum starts at what takes that off again, which each line of
+//! activations knows: the offset costs nothing. There is one product for every kind of [`Source`]: a few rows of activations read
+//! panels as they are stored and unpack them in registers; many read blocks that were widened into cache by the same unpacking.
+//! A sum of 32 products is scaled with a conversion, a product and a multiply-add beside eight `vpdpbusd`; a minimum costs one more.
+
+mod unpack;
+
+use std::arch::x86_64::*;
+
+use super::panel::{Block, Kind, PANEL};
+use super::rows::{BLOCK, Line, scale_of};
+use super::{PAIR, Tile};
+use crate::format::Format;
+use unpack::{
+    Affine, Bytes, Five, HalfBytes, Nibbles, Packed, Pairs, Plain, SignedBytes, SignedFive, SignedNibbles, SignedSix,
+    SignedThree, Source, Table, Two, Wide,
+};
+
+/// Rows of activations that read panels as they are stored.
+pub(super) const FEW: usize = 8;
+
+/// Calls a function for the source that reads a format's panels.
+macro_rules! for_format {
+    ($format:expr, $function:ident($($arg:expr),*)) => {
+        match $format {
+            Format::Q8_0 => $function::<Packed<Bytes, Plain<1>>>($($arg),*),
+            Format::Q4_0 => $function::<Packed<SignedNibbles, Plain<16>>>($($arg),*),
+            Format::Iq4Nl => $function::<Packed<Table, Plain<1>>>($($arg),*),
+            Format::Q4_1 => $function::<Packed<Nibbles, Affine>>($($arg),*),
+            Format::Q5_0 => $function::<Packed<SignedFive, Plain<8>>>($($arg),*),
+            Format::Q5_1 => $function::<Packed<Five, Affine>>($($arg),*),
+            Format::Q2K => $function::<Packed<Two, HalfBytes>>($($arg),*),
+            Format::Q3K => $function::<Packed<SignedThree, SignedBytes<32>>>($($arg),*),
+            Format::Q4K => $function::<Packed<Nibbles, Pairs>>($($arg),*),
+            Format::Q5K => $function::<Packed<Five, Pairs>>($($arg),*),
+            Format::Q6K => $function::<Packed<SignedSix, SignedBytes<4>>>($($arg),*),
+            Format::F32 | Format::F16 | Format::BF16 | Format::Nf4 => unreachable!("`Kind::of` has no panels of it"),
+        }
+    };
+}
+
+/// Products of at most [`FEW`] rows with units as they are stored.
+///
+/// # Safety
+/// See [`super::TileFn`]; the data are units.
+pub(super) unsafe fn direct(t: &Tile) {
+    // SAFETY: the selected function has the same contract.
+    unsafe { for_format!(t.kind.format, few(t)) }
+}
+
+/// # Safety
+/// See [`super::TileFn`].
+unsafe fn few<S: Source>(t: &Tile) {
+    // SAFETY: as many rows as the functions are named for.
+    unsafe {
+        match t.tokens {
+            1 => product::<S, 1, 1>(t),
+            2 => product::<S, 1, 2>(t),
+            3 => product::<S, 1, 3>(t),
+            4 => product::<S, 1, 4>(t),
+            5 => product::<S, 1, 5>(t),
+            6 => product::<S, 1, 6>(t),
+            7 => product::<S, 1, 7>(t),
+            _ => product::<S, 1, FEW>(t),
+        }
+    }
+}
+
+/// Products with blocks.
+///
+/// # Safety
+/// See [`super::TileFn`]; the data are blocks.
+pub(super) unsafe fn tile(t: &Tile) {
+    let Kind { groups, signed, .. } = t.kind;
+    // SAFETY: the selected function has the same contract.
+    unsafe {
+        match (groups, signed, t.panels) {
+            (1, true, 1) => by_tokens::<Wide<1, true>, 1, 6>(t),
+            (1, true, _) => by_tokens::<Wide<1, true>, PAIR, 6>(t),
+            (1, false, 1) => by_tokens::<Wide<1, false>, 1, 6>(t),
+            (1, false, _) => by_tokens::<Wide<1, false>, PAIR, 6>(t),
+            // Two groups need a third register for each sum.
+            (_, true, 1) => by_tokens::<Wide<2, true>, 1, 4>(t),
+            (_, true, _) => by_tokens::<Wide<2, true>, PAIR, 4>(t),
+            (_, false, 1) => by_tokens::<Wide<2, false>, 1, 4>(t),
+            (_, false, _) => by_tokens::<Wide<2, false>, PAIR, 4>(t),
+        }
+    }
+}
+
+/// A tile in parts of at most `T` rows, nearly equal.
+///
+/// # Safety
+/// See [`super::TileFn`]; there are `P` panels.
+unsafe fn by_tokens<S: Source, const P: usize, const T: usize>(t: &Tile) {
+    const { assert!(T <= 6) };
+    let parts = t.tokens.div_ceil(T);
+    for part in 0..parts {
+        let (first, end) = (part * t.tokens / parts, (part + 1) * t.tokens / parts);
+        // What lies ahead is fetched once.
+        let fetched = if part == 0 { t.fetched } else { 0 };
+        // SAFETY: `first` lines and sums lie before the part; as many rows as the functions are named for.
+        unsafe {
+            let acc = t.acc.add(first * PANEL);
+            let t = Tile { lines: t.lines.add(first), acc, tokens: end - first, fetched, ..*t };
+            match t.tokens {
+                1 => product::<S, P, 1>(&t),
+                2 => product::<S, P, 2>(&t),
+                3 => product::<S, P, 3>(&t),
+                4 => product::<S, P, 4>(&t),
+                5 => product::<S, P, 5>(&t),
+                _ => product::<S, P, 6>(&t),
+            }
+        }
+    }
+}
+
+/// Multiplies some steps of a block of each panel into the sums of each row.
+macro_rules! multiply {
+    ($sources:ident, $block:ident, $lines:ident, $total:ident, $($step:literal)*) => {$(
+        let q = $sources.map(|source| source.step::<$step>($block));
+        for i in 0..T {
+            let p = _mm512_set1_epi32($lines.add(i).cast::<i32>().add($step).read_unaligned());
+            for panel in 0..P {
+                $total[panel][i] = _mm512_dpbusd_epi32($total[panel][i], q[panel], p);
+            }
+        }
+    )*};
+}
+
+/// Products of `P` panels with `T` rows.
+///
+/// # Safety
+/// See [`super::TileFn`]; there are `P` panels and `T` rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[expect(clippy::needless_range_loop, reason = "constant trip counts, unrolled into registers")]
+unsafe fn product<S: Source, const P: usize, const T: usize>(t: &Tile) {
+    let mut acc = [[_mm512_setzero_ps(); T]; P];
+    // SAFETY: `P` panels with `T` rows of sums, `T` rows of lines, and `count` blocks, by the caller's promise; lines start with
+    // 32 bytes; fetching ahead touches nothing.
+    unsafe {
+        for panel in 0..P {
+            for i in 0..T {
+                acc[panel][i] = _mm512_loadu_ps(t.acc.add(panel * t.acc_stride + i * PANEL));
+            }
+        }
+        let mut lines = t.lines;
+        let mut ahead = t.ahead;
+        for unit in 0..t.count / S::BLOCKS {
+            let sources: [S; P] = std::array::from_fn(|panel| S::unit(t.data.add(panel * t.data_stride + unit * S::BYTES)));
+            for block in 0..S::BLOCKS {
+                for line in (0..t.fetched).step_by(64) {
+                    for panel in 0..P {
+                        _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(panel * t.ahead_stride + line).cast());
+                    }
+                }
+                ahead = ahead.wrapping_add(t.fetched);
+                let mut total = [[_mm512_setzero_si512(); T]; P];
+                let mut sum = [[_mm512_setzero_ps(); T]; P];
+                if S::SIGNED {
+                    for i in 0..T {
+                        let line = &*lines.add(i);
+                        let start = _mm512_set1_epi32(if S::GROUPS == 1 { line.start } else { line.starts[0] });
+                        for panel in 0..P {
+                            total[panel][i] = start;
+                        }
+                    }
+                }
+                multiply!(sources, block, lines, total, 0 1 2 3);
+                if S::GROUPS == 2 {
+                    let scale = sources.map(|source| source.scale(block, 0));
+                    let minimum = if S::SIGNED { scale } else { sources.map(|source| source.minimum(block, 0)) };
+                    for i in 0..T {
+                        let line = &*lines.add(i);
+                        let start = _mm512_set1_epi32(line.starts[1]);
+                        let activations = _mm512_set1_ps(line.halves[0]);
+                        for panel in 0..P {
+                            sum[panel][i] = _mm512_mul_ps(_mm512_cvtepi32_ps(total[panel][i]), scale[panel]);
+                            if S::SIGNED {
+                                total[panel][i] = start;
+                            } else {
+                                sum[panel][i] = _mm512_fmadd_ps(minimum[panel], activations, sum[panel][i]);
+                                total[panel][i] = _mm512_setzero_si512();
+                            }
+                        }
+                    }
+                }
+                multiply!(sources, block, lines, total, 4 5 6 7);
+                let scale = sources.map(|source| source.scale(block, S::GROUPS - 1));
+                let minimum = if S::SIGNED { scale } else { sources.map(|source| source.minimum(block, S::GROUPS - 1)) };
+                for i in 0..T {
+                    let line = &*lines.add(i);
+                    let activations = _mm512_set1_ps(if S::GROUPS == 1 { line.sum } else { line.halves[1] });
+                    let d = _mm512_set1_ps(line.d);
+                    for panel in 0..P {
+                        let products = _mm512_cvtepi32_ps(total[panel][i]);
+                        let mut all = match S::GROUPS {
+                            1 => _mm512_mul_ps(products, scale[panel]),
+                            _ => _mm512_fmadd_ps(products, scale[panel], sum[panel][i]),
+                        };
+                        if !S::SIGNED {
+                            all = _mm512_fmadd_ps(minimum[panel], activations, all);
+                        }
+                        acc[panel][i] = _mm512_fmadd_ps(all, d, acc[panel][i]);
+                    }
+                }
+                lines = lines.add(t.stride);
+            }
+        }
+        for panel in 0..P {
+            for i in 0..T {
+                _mm512_storeu_ps(t.acc.add(panel * t.acc_stride + i * PANEL), acc[panel][i]);
+            }
+        }
+    }
+}
+
+/// Widens whole units into blocks.
+///
+/// # Safety
+/// AVX-512 F, BW and VNNI.
+pub(super) unsafe fn widen(kind: Kind, units: &[u8], out: &mut [Block]) {
+    assert!(out.len() * kind.unit_bytes() >= units.len() * kind.blocks(), "blocks for all units");
+    // SAFETY: the selected function has the same contract.
+    unsafe { for_format!(kind.format, widen_units(units, out)) }
+}
+
+/// # Safety
+/// See [`widen`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn widen_units<S: Source>(units: &[u8], out: &mut [Block]) {
+    for (unit, out) in units.chunks_exact(S::BYTES).zip(out.chunks_exact_mut(S::BLOCKS)) {
+        // SAFETY: a whole unit; blocks are aligned.
+        unsafe {
+            let source = S::unit(unit.as_ptr());
+            for (block, out) in out.iter_mut().enumerate() {
+                let levels = out.levels.as_mut_ptr().cast::<__m512i>();
+                levels.write(source.step::<0>(block));
+                levels.add(1).write(source.step::<1>(block));
+                levels.add(2).write(source.step::<2>(block));
+                levels.add(3).write(source.step::<3>(block));
+                levels.add(4).write(source.step::<4>(block));
+                levels.add(5).write(source.step::<5>(block));
+                levels.add(6).write(source.step::<6>(block));
+                levels.add(7).write(source.step::<7>(block));
+                for group in 0..S::GROUPS {
+                    _mm512_store_ps(out.scales[group].as_mut_ptr(), source.scale(block, group));
+                    if !S::SIGNED {
+                        _mm512_store_ps(out.minima[group].as_mut_ptr(), source.minimum(block, group));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Quantizes blocks of a row to every `stride`-th line; the same numbers as the portable code's.
+///
+/// # Safety
+/// AVX-512 F, BW, VL and VNNI.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+pub(super) unsafe fn quantize(x: &[[f32; BLOCK]], lines: &mut [Line], stride: usize) {
+    let magnitude = _mm512_set1_epi32(0x7fff_ffff);
+    for (x, line) in x.iter().zip(lines.iter_mut().step_by(stride)) {
+        // SAFETY: 32 floats are read, and a line is written: 32 bytes, and twice four words, in the order of its fields.
+        unsafe {
+            let x = [_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16))];
+            let [a, b] = x.map(|x| _mm512_and_si512(_mm512_castps_si512(x), magnitude));
+            let (d, inverse) = scale_of(_mm512_reduce_max_epu32(_mm512_max_epu32(a, b)));
+            // Zero in blocks that are not finite, whatever `x`.
+            let kept = if inverse == 0.0 { 0 } else { !0 };
+            let by = _mm512_set1_ps(inverse);
+            let p = x.map(|x| _mm512_cvtepi32_epi8(_mm512_maskz_cvtps_epi32(kept, _mm512_mul_ps(x, by))));
+            let to = (&raw mut *line).cast::<__m128i>();
+            to.write_unaligned(p[0]);
+            to.add(1).write_unaligned(p[1]);
+            let [a, b] = p.map(|p| _mm_dpbusd_epi32(_mm_setzero_si128(), _mm_set1_epi8(1), p));
+            // The sums of both halves, twice, and of all.
+            let halves = _mm_hadd_epi32(_mm_hadd_epi32(a, b), _mm_hadd_epi32(a, b));
+            let all = _mm_add_epi32(halves, _mm_shuffle_epi32::<0b10_11_00_01>(halves));
+            let sums = _mm_unpacklo_epi64(all, halves);
+            to.add(2).write_unaligned(_mm_castps_si128(_mm_move_ss(_mm_cvtepi32_ps(sums), _mm_set_ss(d))));
+            let starts = _mm_sub_epi32(_mm_setzero_si128(), _mm_slli_epi32::<7>(_mm_srli_si128::<4>(sums)));
+            to.add(3).write_unaligned(starts);
+        }
+    }
+}
