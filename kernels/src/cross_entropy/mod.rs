@@ -1,5 +1,5 @@
-//! Linear head and cross-entropy in one: logits exist for a tile of rows at a time, never as
-//! `[n, vocab]`.
+//! Linear head and cross-entropy in one: logits exist for a tile of the vocabulary at a
+//! time, never as `[n, vocab]`.
 //!
 //! With raw logits `r = x W^T`, cap `c` and temperature `T`: `z = c tanh(r / c) / T` (`z = r / T`
 //! without a cap), `lse = log sum e^z` and, for smoothing `s` and weight `a` of the z-loss,
@@ -11,29 +11,35 @@
 //!
 //! Rows with a negative target are ignored: their loss, `lse` and gradients are zero and they
 //! are left out of the products altogether, by packing the others together. Outputs are
-//! overwritten. Rows are tiled by shape and the gradient of the weight adds tiles in order, so
-//! results do not depend on the number of threads. Products are [`crate::linear`]'s and have its
-//! error; sums over the vocabulary are kept in `f64` blocks.
+//! overwritten.
+//!
+//! The vocabulary passes by tile by tile ([`stream`]). A head that is not trained needs two products
+//! for loss and gradient: as in flash attention, the gradient adds `e^(z - top) W` under the
+//! largest logit so far and is rescaled when a larger one comes, so that `lse` need not be
+//! known. Only smoothing needs it, and there a second pass follows the first.
+//!
+//! Rejected: tiles of rows against the whole vocabulary, whose logits `[128, vocab]` are kept for the
+//! second product. All of the weight is packed twice for every 128 rows, and 25 MB of logits
+//! go through memory.
+//!
+//! The error of a logit is that of [`crate::gemm`]; sums over the vocabulary are kept in `f64` by tile.
 
 #![allow(clippy::too_many_arguments, reason = "a kernel names its sizes, inputs and outputs")]
 
 mod scalar;
+mod stream;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
 mod vector;
 
 use crate::format::Weight;
+use crate::gemm::scratch::with_scratch;
 use crate::gemm::{MatRef, gemm};
 use crate::isa::Isa;
-use crate::linear::{linear, linear_dx};
 use crate::pool::{Disjoint, Pool};
-
-/// Most rows of a tile: enough for each panel of the weight to pay for its unpacking.
-const TILE_ROWS: usize = 128;
-
-/// Floats of a tile of logits, 32 MB, unless a tile of 16 rows needs more.
-const TILE_LOGITS: usize = 8 << 20;
+use crate::quant::decoder;
+use stream::{Head, Stream};
 
 /// What is added to plain cross-entropy.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -54,16 +60,16 @@ impl Default for Spec {
     }
 }
 
-/// Rows of a tile.
-fn tile_rows(n: usize, vocab: usize) -> usize {
-    let rows = (TILE_LOGITS / vocab.max(1)).clamp(16, TILE_ROWS);
-    // A multiple of the row blocks of the matrix products.
-    (rows / 16 * 16).min(n)
+impl Spec {
+    /// Factor of `z` whose square the slope of the cap lacks to one.
+    fn bend(&self) -> f32 {
+        self.softcap.map_or(0.0, |cap| self.temperature / cap)
+    }
 }
 
-/// Floats of scratch that [`forward`] and [`backward`] need.
-pub fn scratch_len(n: usize, vocab: usize, d: usize) -> usize {
-    tile_rows(n, vocab) * (vocab + 2 * d)
+/// Floats of scratch that [`forward`] needs, and [`backward`] with a head that is `trained` or not.
+pub fn scratch_len(n: usize, vocab: usize, d: usize, trained: bool) -> usize {
+    stream::scratch_len(n, vocab, &[d]) + if trained { n * d } else { 0 }
 }
 
 /// Losses of `n` rows, and `lse` for [`backward`].
@@ -87,37 +93,60 @@ pub fn forward(
     scratch: &mut [f32],
 ) {
     let (vocab, d) = (w.rows, w.cols);
-    check(n, x, w, targets, scratch);
+    check(n, x, w, targets, scratch, false);
     assert!(loss.len() == n && lse.len() == n, "length of an output of cross entropy");
     assert!(dx_unit.as_ref().is_none_or(|dx| dx.len() == n * d), "length of dx_unit of cross entropy");
     loss.fill(0.0);
     lse.fill(0.0);
-    if let Some(dx) = &mut dx_unit {
-        dx.fill(0.0);
-    }
     let isa = pool.isa();
-    for_tiles(n, x, w, targets, scratch, |tile| {
-        let count = tile.rows.len();
-        linear(pool, count, 1.0, tile.x, w, None, tile.logits, 0.0);
-        let (loss, lse) = (Disjoint::new(loss), Disjoint::new(lse));
-        let want_dx = dx_unit.is_some();
-        pool.run_pieces(tile.logits, vocab, |index, logits| {
-            let row = tile.rows[index];
-            let target = targets[row] as usize;
-            // SAFETY: each row is in one tile, once.
-            let (loss, lse) = unsafe { (loss.slice(row, 1), lse.slice(row, 1)) };
-            (loss[0], lse[0]) = row_loss(isa, spec, logits, target);
-            if want_dx {
-                row_gradient(isa, spec, logits, target, lse[0], 1.0);
-            }
-        });
-        if let Some(dx_unit) = &mut dx_unit {
-            linear_dx(pool, count, 1.0, tile.logits, w, tile.dx, 0.0);
-            for (dx, &row) in tile.dx.chunks_exact(d).zip(tile.rows) {
-                dx_unit[row * d..][..d].copy_from_slice(dx);
-            }
+    let rows = counted(targets);
+    let stream = Stream::new(pool, &rows, [Head { x, w }], scratch);
+    let mut states = vec![Online::default(); rows.len()];
+    let shared = Disjoint::new(&mut states);
+    let smooth = spec.label_smoothing != 0.0;
+    let at_once = dx_unit.is_some() && !smooth;
+    let body = |index: usize, first: usize, [logits]: [&mut [f32]; 1]| {
+        // SAFETY: a row is in one task at a time.
+        let state = unsafe { &mut shared.slice(index, 1)[0] };
+        row_prepare(isa, spec, logits);
+        if let Some(hit) = logits.get((targets[rows[index]] as usize).wrapping_sub(first)) {
+            state.hit = *hit;
         }
-    });
+        if smooth {
+            state.total += logits.iter().map(|&z| f64::from(z)).sum::<f64>();
+        }
+        row_online(isa, if at_once { spec.bend() } else { 0.0 }, logits, state)
+    };
+    match &mut dx_unit {
+        Some(dx) if at_once => {
+            let dx = &mut dx[..rows.len() * d];
+            stream.pass(&body, Some(dx), |_, _, _| ());
+        }
+        _ => stream.pass(&body, None, |_, _, _| ()),
+    }
+    for (state, &row) in states.iter().zip(&rows) {
+        (loss[row], lse[row]) = state.loss(spec, vocab);
+    }
+    let Some(dx) = dx_unit else { return };
+    let compact = &mut dx[..rows.len() * d];
+    if at_once {
+        let decode = decoder(isa, w.format);
+        pool.run_pieces(compact, d, |index, dx| {
+            let (state, row) = (&states[index], rows[index]);
+            let gradient = scalar::Gradient::new(spec, vocab, lse[row], 1.0);
+            let scale = (f64::from(gradient.probability) / state.sum) as f32;
+            let hit = gradient.target(state.hit);
+            with_scratch(d, |target| {
+                // SAFETY: a row of the weight encodes `d` values; the decoder suits the pool's level.
+                unsafe { decode(w.row(targets[row] as usize).as_ptr(), d, target.as_mut_ptr()) };
+                dx.iter_mut().zip(target).for_each(|(dx, w)| *dx = *dx * scale + hit * *w);
+            });
+        });
+    } else {
+        let body = gradient_of(isa, spec, &rows, targets, lse, None, vocab);
+        stream.pass(&body, Some(compact), |_, _, _| ());
+    }
+    spread(&rows, d, dx);
 }
 
 /// Gradients of [`forward`] for the gradients `d_loss` of its losses: `dx` and, for a trained
@@ -140,67 +169,102 @@ pub fn backward(
     scratch: &mut [f32],
 ) {
     let (vocab, d) = (w.rows, w.cols);
-    check(n, x, w, targets, scratch);
+    check(n, x, w, targets, scratch, dw.is_some());
     assert!(lse.len() == n && d_loss.len() == n && dx.len() == n * d, "length of an operand of cross entropy");
     assert!(dw.as_ref().is_none_or(|dw| dw.len() == vocab * d), "length of dw of cross entropy");
-    dx.fill(0.0);
-    let isa = pool.isa();
-    let mut written = false;
-    for_tiles(n, x, w, targets, scratch, |tile| {
-        let count = tile.rows.len();
-        linear(pool, count, 1.0, tile.x, w, None, tile.logits, 0.0);
-        pool.run_pieces(tile.logits, vocab, |index, logits| {
-            let row = tile.rows[index];
-            row_prepare(isa, spec, logits);
-            row_gradient(isa, spec, logits, targets[row] as usize, lse[row], d_loss[row]);
-        });
-        linear_dx(pool, count, 1.0, tile.logits, w, tile.dx, 0.0);
-        for (from, &row) in tile.dx.chunks_exact(d).zip(tile.rows) {
-            dx[row * d..][..d].copy_from_slice(from);
-        }
-        if let Some(dw) = &mut dw {
-            let d_logits = MatRef::new(tile.logits, vocab).transposed();
-            let beta = f32::from(u8::from(written));
-            gemm(pool, vocab, d, count, 1.0, d_logits, MatRef::new(tile.x, d), dw, d, beta);
-            written = true;
-        }
-    });
-    if let (Some(dw), false) = (dw, written) {
+    let rows = counted(targets);
+    if let (Some(dw), true) = (&mut dw, rows.is_empty()) {
         dw.fill(0.0);
     }
+    let (packed, scratch) = scratch.split_at_mut(if dw.is_some() { rows.len() * d } else { 0 });
+    for (packed, &row) in packed.chunks_exact_mut(d).zip(&rows) {
+        packed.copy_from_slice(&x[row * d..][..d]);
+    }
+    let stream = Stream::new(pool, &rows, [Head { x, w }], scratch);
+    let body = gradient_of(pool.isa(), spec, &rows, targets, lse, Some(d_loss), vocab);
+    stream.pass(&body, Some(&mut dx[..rows.len() * d]), |first, width, coefficients| {
+        if let (Some(dw), false) = (&mut dw, rows.is_empty()) {
+            let coefficients = MatRef::new(coefficients, stream.stride()).transposed();
+            let dw = &mut dw[first * d..][..width * d];
+            gemm(pool, width, d, rows.len(), 1.0, coefficients, MatRef::new(packed, d), dw, d, 0.0);
+        }
+    });
+    spread(&rows, d, dx);
 }
 
 #[track_caller]
-fn check(n: usize, x: &[f32], w: &Weight<'_>, targets: &[i32], scratch: &[f32]) {
+fn check(n: usize, x: &[f32], w: &Weight<'_>, targets: &[i32], scratch: &[f32], trained: bool) {
+    assert!(w.rows > 0 && w.cols > 0, "the weight of cross entropy is empty");
     assert!(x.len() == n * w.cols && targets.len() == n, "length of an input of cross entropy");
     assert!(targets.iter().all(|&target| target < w.rows as i32), "a target of cross entropy is not below the vocabulary");
-    assert!(scratch.len() >= scratch_len(n, w.rows, w.cols), "scratch of cross entropy is too short");
+    assert!(scratch.len() >= scratch_len(n, w.rows, w.cols, trained), "scratch of cross entropy is too short");
 }
 
-/// A tile of rows that count, packed together.
-struct Tile<'a> {
-    rows: &'a [usize],
-    x: &'a [f32],
-    logits: &'a mut [f32],
-    dx: &'a mut [f32],
+/// Rows that have a target.
+fn counted(targets: &[i32]) -> Vec<usize> {
+    (0..targets.len()).filter(|&row| targets[row] >= 0).collect()
 }
 
-/// Calls `body` for each tile of rows whose target is not negative.
-fn for_tiles(n: usize, x: &[f32], w: &Weight<'_>, targets: &[i32], scratch: &mut [f32], mut body: impl FnMut(Tile<'_>)) {
-    let (vocab, d) = (w.rows, w.cols);
-    let height = tile_rows(n, vocab);
-    if height == 0 || vocab == 0 {
-        return;
+/// Moves rows that lie together at the start to their places, and fills the others with zeros.
+fn spread(rows: &[usize], d: usize, dx: &mut [f32]) {
+    let mut end = dx.len();
+    for (index, &row) in rows.iter().enumerate().rev() {
+        // Places are never before where a row is, so nothing that is still to be moved is overwritten.
+        dx.copy_within(index * d..(index + 1) * d, row * d);
+        dx[(row + 1) * d..end].fill(0.0);
+        end = row * d;
     }
-    let rows: Vec<usize> = (0..n).filter(|&row| targets[row] >= 0).collect();
-    let (logits, rest) = scratch.split_at_mut(height * vocab);
-    let (packed, rest) = rest.split_at_mut(height * d);
-    for rows in rows.chunks(height) {
-        let packed = &mut packed[..rows.len() * d];
-        for (packed, &row) in packed.chunks_exact_mut(d.max(1)).zip(rows) {
-            packed.copy_from_slice(&x[row * d..][..d]);
-        }
-        body(Tile { rows, x: packed, logits: &mut logits[..rows.len() * vocab], dx: &mut rest[..rows.len() * d] });
+    dx[..end].fill(0.0);
+}
+
+/// The part of a tile in the gradient when `lse` is known.
+fn gradient_of<'a>(
+    isa: Isa,
+    spec: &'a Spec,
+    rows: &'a [usize],
+    targets: &'a [i32],
+    lse: &'a [f32],
+    d_loss: Option<&'a [f32]>,
+    vocab: usize,
+) -> impl Fn(usize, usize, [&mut [f32]; 1]) -> f32 + Sync + 'a {
+    move |index, first, [logits]| {
+        let row = rows[index];
+        row_prepare(isa, spec, logits);
+        let gradient = scalar::Gradient::new(spec, vocab, lse[row], d_loss.map_or(1.0, |d| d[row]));
+        row_gradient(isa, gradient, logits, (targets[row] as usize).wrapping_sub(first), lse[row]);
+        1.0
+    }
+}
+
+/// What is known of a row after some tiles.
+#[derive(Clone, Copy)]
+struct Online {
+    /// Largest `z`.
+    top: f32,
+    /// `z` of the target.
+    hit: f32,
+    /// Sum of `e^(z - top)`.
+    sum: f64,
+    /// Sum of `z`, where it is needed.
+    total: f64,
+}
+
+impl Default for Online {
+    fn default() -> Online {
+        Online { top: f32::NEG_INFINITY, hit: 0.0, sum: 0.0, total: 0.0 }
+    }
+}
+
+impl Online {
+    fn lse(&self) -> f64 {
+        f64::from(self.top) + self.sum.ln()
+    }
+
+    /// Loss and `lse`.
+    fn loss(&self, spec: &Spec, vocab: usize) -> (f32, f32) {
+        let (lse, smooth, mean) = (self.lse(), f64::from(spec.label_smoothing), self.total / vocab as f64);
+        let loss = lse - (1.0 - smooth) * f64::from(self.hit) - smooth * mean + f64::from(spec.z_loss) * lse * lse;
+        (loss as f32, lse as f32)
     }
 }
 
@@ -213,27 +277,29 @@ fn row_prepare(isa: Isa, spec: &Spec, logits: &mut [f32]) {
     }
 }
 
-/// Turns raw logits into `z` and returns loss and `lse`.
-fn row_loss(isa: Isa, spec: &Spec, logits: &mut [f32], target: usize) -> (f32, f32) {
-    row_prepare(isa, spec, logits);
-    let (lse, mean) = match isa {
+/// Turns `z` into `e^(z - top)`, times the slope of the cap, and returns what earlier ones are to be multiplied by.
+fn row_online(isa: Isa, bend: f32, z: &mut [f32], state: &mut Online) -> f32 {
+    let before = state.top;
+    let sum = match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 => vector::lse_mean(isa, logits),
-        _ => scalar::lse_mean(logits),
+        Isa::Avx2 | Isa::Avx512 => vector::online(isa, bend, z, &mut state.top),
+        _ => scalar::online(bend, z, &mut state.top),
     };
-    let smooth = f64::from(spec.label_smoothing);
-    let loss = lse - (1.0 - smooth) * f64::from(logits[target]) - smooth * mean + f64::from(spec.z_loss) * lse * lse;
-    (loss as f32, lse as f32)
+    // Nothing was added before the first tile, and infinities have no difference.
+    let factor = if before == state.top { 1.0 } else { (before - state.top).exp() };
+    state.sum = state.sum * f64::from(factor) + sum;
+    factor
 }
 
-/// Turns `z` into `d_loss` times the gradient in the raw logits.
-fn row_gradient(isa: Isa, spec: &Spec, z: &mut [f32], target: usize, lse: f32, d_loss: f32) {
-    let gradient = scalar::Gradient::new(spec, z.len(), lse, d_loss);
-    let at_target = gradient.value(z[target], lse) + gradient.target(z[target]);
+/// Turns `z` into the gradient in the raw logits; `target` is its place, perhaps in another tile.
+fn row_gradient(isa: Isa, gradient: scalar::Gradient, z: &mut [f32], target: usize, lse: f32) {
+    let at_target = z.get(target).map(|&z| gradient.value(z, lse) + gradient.target(z));
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 | Isa::Avx512 => vector::gradient(isa, gradient, lse, z),
         _ => scalar::gradient(gradient, lse, z),
     }
-    z[target] = at_target;
+    if let Some(value) = at_target {
+        z[target] = value;
+    }
 }

@@ -18,15 +18,16 @@ pub(super) fn prepare(spec: &Spec, logits: &mut [f32]) {
     }
 }
 
-/// Log of the sum of exponentials, and the mean.
-pub(super) fn lse_mean(z: &[f32]) -> (f64, f64) {
-    let top = z.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
-    let (mut sum, mut total) = (0.0, 0.0);
-    for &z in z {
-        sum += (f64::from(z) - f64::from(top)).exp();
-        total += f64::from(z);
+/// Raises `top` to the largest `z`, turns each into `e^(z - top)` times `1 - (z bend)^2`, and returns the sum without that factor.
+pub(super) fn online(bend: f32, z: &mut [f32], top: &mut f32) -> f64 {
+    *top = z.iter().fold(*top, |a, &b| a.max(b));
+    let mut sum = 0.0;
+    for z in z {
+        let e = (f64::from(*z) - f64::from(*top)).exp();
+        sum += e;
+        *z = e as f32 * (1.0 - (*z * bend) * (*z * bend));
     }
-    (f64::from(top) + sum.ln(), total / z.len() as f64)
+    sum
 }
 
 /// Coefficients of the gradient in a raw logit:
@@ -50,7 +51,7 @@ impl Gradient {
             probability: (1.0 + 2.0 * spec.z_loss * lse) * chain,
             even: spec.label_smoothing / vocab as f32 * chain,
             hit: (1.0 - spec.label_smoothing) * chain,
-            bend: spec.softcap.map_or(0.0, |cap| spec.temperature / cap),
+            bend: spec.bend(),
         }
     }
 

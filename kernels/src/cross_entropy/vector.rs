@@ -2,7 +2,7 @@
 
 use super::Spec;
 use super::scalar::Gradient;
-use crate::simd::{map, math, simd_fn};
+use crate::simd::{Simd, map, math, simd_fn};
 
 /// Vectors that are summed in `f32` before they are added to an `f64`.
 const BLOCK: usize = 64;
@@ -29,35 +29,46 @@ simd_fn! {
 }
 
 simd_fn! {
-    /// Log of the sum of exponentials, and the mean.
-    pub(super) fn lse_mean<S>(s, z: &[f32]) -> (f64, f64) {
-        let len = z.len();
+    /// As [`super::scalar::online`].
+    pub(super) fn online<S>(s, bend: f32, z: &mut [f32], top: &mut f32) -> f64 {
+        let (pointer, len) = (z.as_mut_ptr(), z.len());
         let whole = len / S::LANES * S::LANES;
-        let mut top = [s.splat(f32::NEG_INFINITY); 4];
+        let mut tops = [s.splat(*top); 4];
         for (index, i) in (0..whole).step_by(S::LANES).enumerate() {
             // SAFETY: a whole vector below `len`.
-            top[index % 4] = s.max(unsafe { s.load(z.as_ptr().add(i)) }, top[index % 4]);
+            tops[index % 4] = s.max(unsafe { s.load(pointer.add(i)) }, tops[index % 4]);
         }
-        let top = s.top(s.max(s.max(top[0], top[1]), s.max(top[2], top[3])));
-        let top = z[whole..].iter().fold(top, |a, &b| a.max(b));
-        let shift = s.splat(top);
-        let (mut sum, mut total) = (0.0, 0.0);
-        for start in (0..whole).step_by(BLOCK * S::LANES) {
-            let (mut terms, mut values) = (s.zero(), s.zero());
-            for i in (start..whole.min(start + BLOCK * S::LANES)).step_by(S::LANES) {
-                // SAFETY: a whole vector below `len`.
-                let z = unsafe { s.load(z.as_ptr().add(i)) };
-                terms = s.add(terms, math::exp(s, s.sub(z, shift)));
-                values = s.add(values, z);
+        let most = s.top(s.max(s.max(tops[0], tops[1]), s.max(tops[2], tops[3])));
+        let most = z[whole..].iter().fold(most, |a, &b| a.max(b));
+        *top = most;
+        let (shift, bend, one) = (s.splat(most), s.splat(bend), s.splat(1.0));
+        let mut sum = 0.0;
+        for start in (0..len).step_by(BLOCK * S::LANES) {
+            let mut terms = s.zero();
+            for i in (start..len.min(start + BLOCK * S::LANES)).step_by(S::LANES) {
+                // SAFETY: every access is below `len`; lanes beyond it are loaded as zeros and set to zero.
+                unsafe {
+                    let z = s.load_up_to(pointer.add(i), len - i);
+                    let e = math::exp(s, s.sub(z, shift));
+                    let bent = s.mul(z, bend);
+                    s.store_up_to(pointer.add(i), len - i, s.mul(e, s.fnma(bent, bent, one)));
+                    terms = s.add(terms, if len - i >= S::LANES { e } else { first(s, e, len - i) });
+                }
             }
             sum += f64::from(s.sum(terms));
-            total += f64::from(s.sum(values));
         }
-        for &z in &z[whole..] {
-            sum += (f64::from(z) - f64::from(top)).exp();
-            total += f64::from(z);
-        }
-        (f64::from(top) + sum.ln(), total / len as f64)
+        sum
+    }
+}
+
+/// The first `n` lanes, and zeros.
+#[inline(always)]
+fn first<S: Simd>(s: S, v: S::F, n: usize) -> S::F {
+    let mut lanes = [0.0; 16];
+    // SAFETY: a vector has at most 16 lanes.
+    unsafe {
+        s.store(lanes.as_mut_ptr(), v);
+        s.load_part(lanes.as_ptr(), n)
     }
 }
 

@@ -94,7 +94,7 @@ fn check(sizes: Sizes, input: &[f32], w: &Weight<'_>, output: &[f32]) {
 }
 
 /// The elements of an F32 weight that happens to be aligned.
-fn floats<'a>(w: &Weight<'a>) -> Option<&'a [f32]> {
+pub(crate) fn floats<'a>(w: &Weight<'a>) -> Option<&'a [f32]> {
     if w.format != Format::F32 || cfg!(target_endian = "big") {
         return None;
     }

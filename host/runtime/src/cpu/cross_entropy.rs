@@ -1,4 +1,4 @@
-//! Output projection and cross-entropy. Tiles of logits live in the launch's scratch.
+//! Output projection and cross-entropy. Tiles live in the launch's scratch.
 
 use swift_graph::op::{CrossEntropySpec, LinearCrossEntropy, LinearCrossEntropyBackward};
 use swift_kernels::cross_entropy::{self, Spec};
@@ -29,13 +29,13 @@ struct Operands {
     scratch: Ref,
 }
 
-fn operands(op: &CrossEntropySpec, p: &mut Prepare<'_, '_>) -> Result<Operands> {
+fn operands(op: &CrossEntropySpec, p: &mut Prepare<'_, '_>, trained: bool) -> Result<Operands> {
     let n = p.dims(0)?[0];
     let (x, weight, targets) = (p.input(0)?, p.weight(1)?, p.input(2)?);
     if weight.rows == 0 || weight.cols == 0 {
         return Err(p.unsupported(format!("the weight is empty: {} x {}", weight.rows, weight.cols)));
     }
-    let scratch = p.scratch(cross_entropy::scratch_len(n, weight.rows, weight.cols));
+    let scratch = p.scratch(cross_entropy::scratch_len(n, weight.rows, weight.cols, trained));
     Ok(Operands { spec: spec(op), n, x, weight, targets, scratch })
 }
 
@@ -62,7 +62,7 @@ impl CrossEntropy {
 }
 
 pub(super) fn forward(op: &LinearCrossEntropy, p: &mut Prepare<'_, '_>) -> Result<Kernel> {
-    let operands = operands(&op.spec, p)?;
+    let operands = operands(&op.spec, p, false)?;
     let (loss, lse) = (p.output(0)?, p.output(1)?);
     let unit_grad = if op.unit_grad { p.wanted_output(2)? } else { None };
     Ok(Kernel::CrossEntropy(CrossEntropy { operands, loss, lse, unit_grad }))
@@ -91,7 +91,7 @@ impl CrossEntropyGradient {
 }
 
 pub(super) fn backward(op: &LinearCrossEntropyBackward, p: &mut Prepare<'_, '_>) -> Result<Kernel> {
-    let operands = operands(&op.spec, p)?;
+    let operands = operands(&op.spec, p, op.weight_grad)?;
     let (lse, d_loss) = (p.input(3)?, p.input(4)?);
     let d_x = p.output(0)?;
     let d_w = if op.weight_grad { p.wanted_output(1)? } else { None };

@@ -1,0 +1,328 @@
+//! One pass over the vocabulary, a tile of it at a time, with all rows of activations against each.
+//!
+//! ```text
+//! for each tile of the vocabulary:
+//!     logits[rows, tile] = x W[tile]ᵀ      for each block of rows
+//!     body(row, logits)                    statistics, or coefficients in place of the logits
+//!     dx[rows, :] += coefficients W[tile]  from the same tile, packed the other way
+//! ```
+//!
+//! A tile of the weight is decoded and packed once for all rows, beside the products of the tile
+//! before it, so there is one barrier for each tile. Both packings of a tile and a block of rows
+//! share L2. An element of `dx` adds its tiles in order, whichever thread computes its block.
+
+use crate::format::Weight;
+use crate::gemm::MatRef;
+use crate::gemm::blocked::run;
+use crate::gemm::kernel::{Kernels, Tile, kernels};
+use crate::gemm::pack::{COLUMNS, GROUP, Panels, Part, pack_a};
+use crate::gemm::scratch::with_scratch;
+use crate::linear::floats;
+use crate::pool::{Disjoint, Pool};
+use crate::quant::decoder;
+
+/// Values of one packing of a tile of the weight: with the other one 1.2 MB, half of a large L2.
+const TILE_VALUES: usize = 36 * 4096;
+
+/// Least and most vocabulary entries of a tile; the most is what one pass over `k` may have.
+const TILE_WIDTH: (usize, usize) = (128, 384);
+
+/// Most values of `k` in one pass of a product, so that a panel stays near L1.
+const KC: usize = 384;
+
+/// Products of fewer multiply-adds run on the caller's thread alone.
+const SMALL: usize = 1 << 16;
+
+/// Most register tiles of a block of rows.
+const BLOCK_TILES: usize = 4;
+
+/// Vocabulary entries of a tile.
+pub(super) fn tile_width(vocab: usize, d: usize) -> usize {
+    let width = (TILE_VALUES / d.max(1)).clamp(TILE_WIDTH.0, TILE_WIDTH.1) / GROUP * GROUP;
+    width.min(vocab.next_multiple_of(GROUP))
+}
+
+/// Floats of scratch of a pass of `rows` rows over heads of the same vocabulary and widths `d`.
+pub(super) fn scratch_len(rows: usize, vocab: usize, d: &[usize]) -> usize {
+    let widest = d.iter().copied().max().unwrap_or(0);
+    let width = tile_width(vocab, widest);
+    d.iter().map(|&d| rows * d + rows * width + 2 * width * (d + d.next_multiple_of(GROUP))).sum()
+}
+
+/// Hidden states `[n, w.cols]`, and the projection that turns them into logits.
+#[derive(Clone, Copy)]
+pub(super) struct Head<'a> {
+    pub(super) x: &'a [f32],
+    pub(super) w: &'a Weight<'a>,
+}
+
+/// A head, ready for passes: its rows are packed.
+struct Packed<'a> {
+    d: usize,
+    /// Values of `k` of one pass of the forward product.
+    kc: usize,
+    forward: Panels<'a>,
+    back: Panels<'a>,
+    x: Disjoint<'a, f32>,
+    logits: Disjoint<'a, f32>,
+    /// Two tiles of the weight, each packed as columns and as rows.
+    weight: [[Disjoint<'a, f32>; 2]; 2],
+}
+
+/// Products of some rows with the whole vocabulary of `H` heads.
+pub(super) struct Stream<'a, const H: usize> {
+    pool: &'a Pool,
+    kernels: &'static Kernels,
+    small: bool,
+    rows: usize,
+    vocab: usize,
+    /// Vocabulary entries of a tile, and the distance between rows of logits.
+    width: usize,
+    /// Rows of a block.
+    height: usize,
+    heads: [Packed<'a>; H],
+}
+
+/// What is done with a row of a tile: its place among the rows of the stream, the first vocabulary
+/// entry, and the logits by head. The answer is what `dx` of the row is multiplied by before
+/// the first head's coefficients times `W` are added.
+pub(super) type Body<'b, const H: usize> = dyn Fn(usize, usize, [&mut [f32]; H]) -> f32 + Sync + 'b;
+
+/// A tile of the vocabulary.
+#[derive(Clone, Copy)]
+struct Place {
+    index: usize,
+    first: usize,
+    width: usize,
+}
+
+impl<'a, const H: usize> Stream<'a, H> {
+    /// Packs `rows` of each head. Sizes have been checked by the caller; heads share the vocabulary.
+    pub(super) fn new(pool: &'a Pool, rows: &[usize], heads: [Head<'a>; H], scratch: &'a mut [f32]) -> Stream<'a, H> {
+        let kernels = kernels(pool.isa());
+        let vocab = heads[0].w.rows;
+        let width = tile_width(vocab, heads.iter().map(|head| head.w.cols).max().unwrap_or(0));
+        let height = kernels.mr * (rows.len() / (16 * kernels.mr)).clamp(1, BLOCK_TILES);
+        let small = rows.len() * vocab * heads.iter().map(|head| head.w.cols).sum::<usize>() < SMALL;
+        let mut scratch = Disjoint::new(scratch);
+        let mut take = |len: usize| {
+            let part = scratch;
+            scratch = scratch.after(len);
+            part
+        };
+        let packed = heads.map(|Head { w, .. }| {
+            let d = w.cols;
+            let (forward, back) = match floats(w) {
+                Some(data) => {
+                    let rows = MatRef::new(data, d);
+                    (Panels::Dense(rows.transposed()), Panels::Dense(rows))
+                }
+                None => {
+                    let decode = decoder(pool.isa(), w.format);
+                    (Panels::Transposed(*w, decode), Panels::Straight(*w, decode))
+                }
+            };
+            let kc = d.div_ceil(d.div_ceil(KC).max(1)).next_multiple_of(forward.units().0);
+            let weight = [(); 2].map(|()| [take(width * d), take(width * d.next_multiple_of(GROUP))]);
+            Packed { d, kc, forward, back, x: take(rows.len() * d), logits: take(rows.len() * width), weight }
+        });
+        let stream = Stream { pool, kernels, small, rows: rows.len(), vocab, width, height, heads: packed };
+        stream.pack_rows(rows, heads);
+        stream
+    }
+
+    /// First row and number of rows of the register tiles of a block.
+    fn tiles(&self, block: usize) -> impl Iterator<Item = (usize, usize)> + use<H> {
+        let start = block * self.height;
+        let len = self.height.min(self.rows - start);
+        let tiles = len.div_ceil(self.kernels.mr);
+        (0..tiles).map(move |tile| {
+            let first = len * tile / tiles;
+            (start + first, len * (tile + 1) / tiles - first)
+        })
+    }
+
+    fn pack_rows(&self, rows: &[usize], heads: [Head<'_>; H]) {
+        run(self.pool, self.small, self.rows.div_ceil(self.height), &|block| {
+            for (head, packed) in heads.iter().zip(&self.heads) {
+                let Packed { d, kc, .. } = *packed;
+                with_scratch(self.kernels.mr * d, |gathered| {
+                    for (first, count) in self.tiles(block) {
+                        for (to, &row) in gathered.chunks_exact_mut(d).zip(&rows[first..][..count]) {
+                            to.copy_from_slice(&head.x[row * d..][..d]);
+                        }
+                        let gathered = MatRef::new(gathered, d);
+                        for k0 in (0..d).step_by(kc) {
+                            let k = kc.min(d - k0);
+                            // SAFETY: each tile is packed by one task.
+                            let out = unsafe { packed.x.slice(first * d + k0 * count, k * count) };
+                            pack_a(self.kernels, &gathered, (0, count), (k0, k), out);
+                        }
+                    }
+                });
+            }
+        });
+    }
+
+    /// Computes the logits of every row tile by tile and calls `body` for each row of each.
+    ///
+    /// With `dx`, `[rows, d]` of the first head, it receives the coefficients that `body` leaves, times `W`.
+    /// After each tile `done` is given the first vocabulary entry, the number of them, and the first head's coefficients, whose
+    /// rows are [`Stream::stride`] apart.
+    pub(super) fn pass(&self, body: &Body<'_, H>, dx: Option<&mut [f32]>, mut done: impl FnMut(usize, usize, &[f32])) {
+        let dx = dx.map(Disjoint::new);
+        let tiles = self.vocab.div_ceil(self.width);
+        let place = |index: usize| {
+            let first = index * self.width;
+            Place { index, first, width: self.width.min(self.vocab.saturating_sub(first)) }
+        };
+        let packs = self.pack_tasks(dx.is_some());
+        run(self.pool, self.small, packs, &|task| self.pack_weight(place(0), task));
+        let blocks = self.rows.div_ceil(self.height);
+        for tile in 0..tiles {
+            let (here, next) = (place(tile), place(tile + 1));
+            let packs = if next.width > 0 { packs } else { 0 };
+            run(self.pool, self.small, packs + blocks, &|task| match task.checked_sub(packs) {
+                None => self.pack_weight(next, task),
+                Some(block) => self.compute(block, here, body, dx),
+            });
+            // SAFETY: the run is over.
+            done(here.first, here.width, unsafe { self.heads[0].logits.slice(0, self.rows * self.width) });
+        }
+    }
+
+    /// Distance between rows of coefficients.
+    pub(super) fn stride(&self) -> usize {
+        self.width
+    }
+
+    /// Tasks that pack a tile, those of the first head's rows last.
+    fn pack_tasks(&self, back: bool) -> usize {
+        let columns = H * self.width.div_ceil(COLUMNS);
+        columns + if back { self.heads[0].d.div_ceil(COLUMNS.max(self.heads[0].back.units().1)) } else { 0 }
+    }
+
+    fn pack_weight(&self, place: Place, task: usize) {
+        let forward = self.width.div_ceil(COLUMNS);
+        if task < H * forward {
+            let (head, first) = (&self.heads[task / forward], task % forward * COLUMNS);
+            if first >= place.width {
+                return;
+            }
+            let cols = COLUMNS.min(place.width - first);
+            let padded = place.width.next_multiple_of(GROUP);
+            for k0 in (0..head.d).step_by(head.kc) {
+                let k = head.kc.min(head.d - k0);
+                let start = padded * k0 + first * k;
+                // SAFETY: each task packs columns of its own.
+                let out = unsafe { head.weight[place.index % 2][0].slice(start, cols.next_multiple_of(GROUP) * k) };
+                head.forward.pack(self.kernels, Part { k0, k, j0: place.first + first, cols }, out);
+            }
+            return;
+        }
+        let head = &self.heads[0];
+        let step = COLUMNS.max(head.back.units().1);
+        let j0 = (task - H * forward) * step;
+        let cols = step.min(head.d - j0);
+        let len = cols.next_multiple_of(GROUP) * place.width;
+        // SAFETY: each task packs columns of its own.
+        let out = unsafe { head.weight[place.index % 2][1].slice(j0 * place.width, len) };
+        head.back.pack(self.kernels, Part { k0: place.first, k: place.width, j0, cols }, out);
+    }
+
+    /// The rows of a block against a tile.
+    fn compute(&self, block: usize, place: Place, body: &Body<'_, H>, dx: Option<Disjoint<'_, f32>>) {
+        let nr = self.kernels.nr;
+        let padded = place.width.next_multiple_of(GROUP);
+        for head in &self.heads {
+            for k0 in (0..head.d).step_by(head.kc) {
+                let k = head.kc.min(head.d - k0);
+                let b = head.weight[place.index % 2][0].after(padded * k0);
+                for j in (0..place.width).step_by(nr) {
+                    for (first, rows) in self.tiles(block) {
+                        let a = head.x.after(first * head.d + k0 * rows);
+                        let c = head.logits.after(first * self.width + j);
+                        let beta = f32::from(u8::from(k0 > 0));
+                        let sizes = [rows, nr.min(place.width - j), k];
+                        // SAFETY: the operands are packed, and these logits are this task's.
+                        unsafe { self.tile(sizes, a, b.after(j * k), c, self.width, beta) };
+                    }
+                }
+            }
+        }
+        let start = block * self.height;
+        let rows = self.height.min(self.rows - start);
+        let d = self.heads[0].d;
+        for row in start..start + rows {
+            // SAFETY: rows of a block are its task's.
+            let logits =
+                std::array::from_fn(|head| unsafe { self.heads[head].logits.slice(row * self.width, place.width) });
+            let factor = body(row, place.first, logits);
+            if let (Some(dx), true) = (dx, factor != 1.0 && place.index > 0) {
+                // SAFETY: as above.
+                unsafe { dx.slice(row * d, d) }.iter_mut().for_each(|dx| *dx *= factor);
+            }
+        }
+        if let Some(dx) = dx {
+            self.accumulate(block, place, dx);
+        }
+    }
+
+    /// Adds the coefficients of a block times a tile to `dx`.
+    fn accumulate(&self, block: usize, place: Place, dx: Disjoint<'_, f32>) {
+        let (head, nr, k) = (&self.heads[0], self.kernels.nr, place.width);
+        let (start, stride) = (block * self.height, self.width);
+        let rows = self.height.min(self.rows - start);
+        // SAFETY: rows of a block are its task's.
+        let coefficients: &[f32] = unsafe { head.logits.slice(start * stride, rows * stride) };
+        with_scratch(rows * k, |packed| {
+            for (first, count) in self.tiles(block) {
+                let first = first - start;
+                let out = &mut packed[first * k..][..count * k];
+                pack_a(self.kernels, &MatRef::new(coefficients, stride), (first, count), (0, k), out);
+            }
+            let packed = Disjoint::new(packed);
+            let beta = f32::from(u8::from(place.index > 0));
+            for j in (0..head.d).step_by(nr) {
+                for (first, count) in self.tiles(block) {
+                    let (a, b) = (packed.after((first - start) * k), head.weight[place.index % 2][1].after(j * k));
+                    let sizes = [count, nr.min(head.d - j), k];
+                    // SAFETY: the operands are packed, and these rows of `dx` are this task's.
+                    unsafe { self.tile(sizes, a, b, dx.after(first * head.d + j), head.d, beta) };
+                }
+            }
+        });
+    }
+
+    /// One register tile: `c = a b + beta c`.
+    ///
+    /// # Safety
+    /// `a` and `b` are packed for these `[rows, cols, k]`, `c` holds the tile, and nobody else uses it.
+    unsafe fn tile(
+        &self,
+        [rows, cols, k]: [usize; 3],
+        a: Disjoint<'_, f32>,
+        b: Disjoint<'_, f32>,
+        c: Disjoint<'_, f32>,
+        ldc: usize,
+        beta: f32,
+    ) {
+        debug_assert!(a.len() >= rows * k && b.len() >= self.kernels.nr * (k - 1) + cols && c.len() >= (rows - 1) * ldc + cols);
+        // SAFETY: promised by the caller; the level is the pool's.
+        unsafe {
+            (self.kernels.tile)(&Tile {
+                rows,
+                cols,
+                k,
+                a: a.as_mut_ptr(),
+                b: b.as_mut_ptr(),
+                b_stride: self.kernels.nr,
+                c: c.as_mut_ptr(),
+                ldc,
+                alpha: 1.0,
+                beta,
+                bias: std::ptr::null(),
+            });
+        }
+    }
+}
