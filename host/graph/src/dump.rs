@@ -12,7 +12,7 @@
 
 use std::fmt::Write;
 
-use crate::op::{AttentionSpec, ConstantData, CrossEntropySpec, Instr, Op, Span};
+use crate::op::{AttentionSpec, Bend, ConstantData, CrossEntropySpec, Instr, LinearDivergence, Op, Span};
 use crate::{Dim, Float, Graph, InputId, Node, NodeId, OpRule, ParamId, Shape, StateId, Target, Type};
 
 /// How tables are named in the text.
@@ -169,6 +169,14 @@ fn attributes(op: &Op, names: &mut dyn Names) -> Vec<String> {
         }
         Op::LinearCrossEntropy(op) => vec![cross_entropy(&op.spec), flag(op.unit_grad, "unit-grad")],
         Op::LinearCrossEntropyBackward(op) => vec![cross_entropy(&op.spec), flag(op.weight_grad, "weight-grad")],
+        Op::LinearStatistic(op) => vec![format!("{:?}", op.statistic), bend(&op.bend)],
+        Op::LinearStatisticBackward(op) => {
+            vec![format!("{:?}", op.forward.statistic), bend(&op.forward.bend), flag(op.weight_grad, "weight-grad")]
+        }
+        Op::LinearDivergence(op) => divergence(op),
+        Op::LinearDivergenceBackward(op) => {
+            divergence(&op.forward).into_iter().chain([flag(op.weight_grad, "weight-grad")]).collect()
+        }
         Op::Dropout(op) => vec![format!("rate={} stream={}", number(op.rate), op.stream)],
         Op::Read(_)
         | Op::StopGrad(_)
@@ -215,6 +223,16 @@ fn cross_entropy(spec: &CrossEntropySpec) -> String {
     let cap = spec.softcap.map(|c| format!(" softcap={}", number(c))).unwrap_or_default();
     let [smoothing, z, temperature] = [spec.label_smoothing, spec.z_loss, spec.temperature].map(number);
     format!("label-smoothing={smoothing} z-loss={z} temperature={temperature}{cap}")
+}
+
+fn bend(bend: &Bend) -> String {
+    let cap = bend.softcap.map(|c| format!(" softcap={}", number(c))).unwrap_or_default();
+    format!("temperature={}{cap}", number(bend.temperature))
+}
+
+fn divergence(op: &LinearDivergence) -> Vec<String> {
+    let [p, q] = &op.bends;
+    vec![format!("alpha={}", number(op.alpha)), bend(p), format!("other: {}", bend(q))]
 }
 
 fn span(span: Span) -> char {

@@ -26,6 +26,7 @@
 
 #![allow(clippy::too_many_arguments, reason = "a kernel names its sizes, inputs and outputs")]
 
+pub mod distribution;
 mod scalar;
 mod stream;
 #[cfg(test)]
@@ -39,7 +40,7 @@ use crate::gemm::{MatRef, gemm};
 use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool};
 use crate::quant::decoder;
-use stream::{Head, Stream};
+use stream::{Body, Head, Stream};
 
 /// What is added to plain cross-entropy.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -165,31 +166,51 @@ pub fn backward(
     lse: &[f32],
     d_loss: &[f32],
     dx: &mut [f32],
+    dw: Option<&mut [f32]>,
+    scratch: &mut [f32],
+) {
+    let vocab = w.rows;
+    check(n, x, w, targets, scratch, dw.is_some());
+    assert!(lse.len() == n && d_loss.len() == n, "length of an operand of cross entropy");
+    let rows = counted(targets);
+    let body = gradient_of(pool.isa(), spec, &rows, targets, lse, Some(d_loss), vocab);
+    gradients(pool, &rows, [Head { x, w }], &body, dx, dw, scratch);
+}
+
+/// Gradients in the first head's hidden states, and in its weight if asked for, of what turns logits of `rows` into
+/// coefficients. Other rows have none.
+#[track_caller]
+fn gradients<const H: usize>(
+    pool: &Pool,
+    rows: &[usize],
+    heads: [Head<'_>; H],
+    body: &Body<'_, H>,
+    dx: &mut [f32],
     mut dw: Option<&mut [f32]>,
     scratch: &mut [f32],
 ) {
+    let Head { x, w } = heads[0];
     let (vocab, d) = (w.rows, w.cols);
-    check(n, x, w, targets, scratch, dw.is_some());
-    assert!(lse.len() == n && d_loss.len() == n && dx.len() == n * d, "length of an operand of cross entropy");
-    assert!(dw.as_ref().is_none_or(|dw| dw.len() == vocab * d), "length of dw of cross entropy");
-    let rows = counted(targets);
+    assert_eq!(dx.len(), x.len(), "length of the gradient of the hidden states");
+    assert!(dw.as_ref().is_none_or(|dw| dw.len() == vocab * d), "length of the gradient of the head's weight");
     if let (Some(dw), true) = (&mut dw, rows.is_empty()) {
         dw.fill(0.0);
     }
     let (packed, scratch) = scratch.split_at_mut(if dw.is_some() { rows.len() * d } else { 0 });
-    for (packed, &row) in packed.chunks_exact_mut(d).zip(&rows) {
+    for (packed, &row) in packed.chunks_exact_mut(d).zip(rows) {
         packed.copy_from_slice(&x[row * d..][..d]);
     }
-    let stream = Stream::new(pool, &rows, [Head { x, w }], scratch);
-    let body = gradient_of(pool.isa(), spec, &rows, targets, lse, Some(d_loss), vocab);
-    stream.pass(&body, Some(&mut dx[..rows.len() * d]), |first, width, coefficients| {
+    let widths = heads.map(|head| head.w.cols);
+    assert!(scratch.len() >= stream::scratch_len(rows.len(), vocab, &widths), "scratch of a head's gradients is too short");
+    let stream = Stream::new(pool, rows, heads, scratch);
+    stream.pass(body, Some(&mut dx[..rows.len() * d]), |first, width, coefficients| {
         if let (Some(dw), false) = (&mut dw, rows.is_empty()) {
             let coefficients = MatRef::new(coefficients, stream.stride()).transposed();
             let dw = &mut dw[first * d..][..width * d];
             gemm(pool, width, d, rows.len(), 1.0, coefficients, MatRef::new(packed, d), dw, d, 0.0);
         }
     });
-    spread(&rows, d, dx);
+    spread(rows, d, dx);
 }
 
 #[track_caller]

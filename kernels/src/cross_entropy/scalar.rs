@@ -2,6 +2,15 @@
 
 use super::Spec;
 
+/// Powers of `e` below this are zero: all of them together are no part of a sum that holds a one, and products with
+/// numbers that are not normal cost a hundred times as much.
+pub(super) const FLOOR: f32 = -60.0;
+
+/// `e^x`, and zero below [`FLOOR`].
+pub(super) fn power(x: f32) -> f32 {
+    if x < FLOOR { 0.0 } else { x.exp() }
+}
+
 /// Turns raw logits into `z`.
 pub(super) fn prepare(spec: &Spec, logits: &mut [f32]) {
     match spec.softcap {
@@ -23,9 +32,9 @@ pub(super) fn online(bend: f32, z: &mut [f32], top: &mut f32) -> f64 {
     *top = z.iter().fold(*top, |a, &b| a.max(b));
     let mut sum = 0.0;
     for z in z {
-        let e = (f64::from(*z) - f64::from(*top)).exp();
-        sum += e;
-        *z = e as f32 * (1.0 - (*z * bend) * (*z * bend));
+        let e = power(*z - *top);
+        sum += f64::from(e);
+        *z = e * (1.0 - (*z * bend) * (*z * bend));
     }
     sum
 }
@@ -61,7 +70,7 @@ impl Gradient {
 
     /// Gradient at an entry that is not the target.
     pub(super) fn value(&self, z: f32, lse: f32) -> f32 {
-        (self.probability * (z - lse).exp() - self.even) * self.slope(z)
+        (self.probability * power(z - lse) - self.even) * self.slope(z)
     }
 
     /// What the target adds to it.

@@ -27,8 +27,9 @@ const TILE_VALUES: usize = 36 * 4096;
 /// Least and most vocabulary entries of a tile; the most is what one pass over `k` may have.
 const TILE_WIDTH: (usize, usize) = (128, 384);
 
-/// Most values of `k` in one pass of a product, so that a panel stays near L1.
-const KC: usize = 384;
+/// Most values of `k` in one pass of a product: a panel of the weight and a register tile's rows are
+/// both read from L2, which is fast enough, and each pass reads and writes the logits.
+const KC: usize = 768;
 
 /// Products of fewer multiply-adds run on the caller's thread alone.
 const SMALL: usize = 1 << 16;
@@ -255,8 +256,7 @@ impl<'a, const H: usize> Stream<'a, H> {
         let d = self.heads[0].d;
         for row in start..start + rows {
             // SAFETY: rows of a block are its task's.
-            let logits =
-                std::array::from_fn(|head| unsafe { self.heads[head].logits.slice(row * self.width, place.width) });
+            let logits = std::array::from_fn(|head| unsafe { self.heads[head].logits.slice(row * self.width, place.width) });
             let factor = body(row, place.first, logits);
             if let (Some(dx), true) = (dx, factor != 1.0 && place.index > 0) {
                 // SAFETY: as above.

@@ -130,36 +130,3 @@ fn nothing_but_ignored_rows() {
     let got = case.run(&Pool::new(1), &SPECS[0], &[1.0; 20]);
     assert!(got.iter().flatten().all(|&x| x == 0.0));
 }
-
-#[test]
-#[ignore]
-fn timing() {
-    let env = |name: &str, default: usize| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
-    let (n, vocab, d) = (env("N", 1024), env("V", 49152), env("D", 576));
-    let pool = Pool::new(2);
-    let mut case = Case::new(n, vocab, d);
-    case.targets = (0..n).map(|i| (i * 31 % vocab) as i32).collect();
-    for format in [Format::F32, Format::Q8_0, Format::Q4_1] {
-        let mut bytes = case.bytes.clone();
-        if format != Format::F32 {
-            bytes = vec![0; vocab * d / format.block_len() * format.block_bytes()];
-            crate::quant::quantize(format, &case.w, &mut bytes);
-        }
-        let w = Weight::new(format, vocab, d, &bytes);
-        let mut scratch = vec![f32::NAN; scratch_len(n, vocab, d, true)];
-        let (mut loss, mut lse, mut unit) = (vec![0.0; n], vec![0.0; n], vec![0.0; n * d]);
-        for unit in [None, Some(&mut unit[..])] {
-            let mut unit = unit;
-            let mut best = Vec::new();
-            for _ in 0..7 {
-                let t = std::time::Instant::now();
-                forward(&pool, &SPECS[0], n, &case.x, &w, &case.targets, &mut loss, &mut lse, unit.as_deref_mut(), &mut scratch);
-                best.push(t.elapsed().as_secs_f64());
-            }
-            best.sort_by(f64::total_cmp);
-            let products = 1.0 + f64::from(u8::from(unit.is_some()));
-            println!("{format} products {products} {:.1} ms {:.1} GFLOP/s", best[3] * 1e3, 2.0 * products * (n * vocab * d) as f64 / best[3] * 1e-9);
-        }
-    }
-    println!("scratch {} MB", scratch_len(n, vocab, d, false) * 4 / 1_000_000);
-}

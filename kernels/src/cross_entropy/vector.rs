@@ -1,11 +1,17 @@
 //! Per-row work of cross-entropy on vectors.
 
 use super::Spec;
-use super::scalar::Gradient;
+use super::scalar::{FLOOR, Gradient};
 use crate::simd::{Simd, map, math, simd_fn};
 
 /// Vectors that are summed in `f32` before they are added to an `f64`.
-const BLOCK: usize = 64;
+pub(super) const BLOCK: usize = 64;
+
+/// `e^x`, and zero below [`FLOOR`].
+#[inline(always)]
+pub(super) fn power<S: Simd>(s: S, x: S::F) -> S::F {
+    s.select(s.lt(x, s.splat(FLOOR)), s.zero(), math::exp(s, x))
+}
 
 simd_fn! {
     /// Turns raw logits into `z`.
@@ -31,39 +37,64 @@ simd_fn! {
 simd_fn! {
     /// As [`super::scalar::online`].
     pub(super) fn online<S>(s, bend: f32, z: &mut [f32], top: &mut f32) -> f64 {
+        *top = raise(s, z, *top);
         let (pointer, len) = (z.as_mut_ptr(), z.len());
-        let whole = len / S::LANES * S::LANES;
-        let mut tops = [s.splat(*top); 4];
-        for (index, i) in (0..whole).step_by(S::LANES).enumerate() {
-            // SAFETY: a whole vector below `len`.
-            tops[index % 4] = s.max(unsafe { s.load(pointer.add(i)) }, tops[index % 4]);
-        }
-        let most = s.top(s.max(s.max(tops[0], tops[1]), s.max(tops[2], tops[3])));
-        let most = z[whole..].iter().fold(most, |a, &b| a.max(b));
-        *top = most;
-        let (shift, bend, one) = (s.splat(most), s.splat(bend), s.splat(1.0));
-        let mut sum = 0.0;
-        for start in (0..len).step_by(BLOCK * S::LANES) {
-            let mut terms = s.zero();
-            for i in (start..len.min(start + BLOCK * S::LANES)).step_by(S::LANES) {
-                // SAFETY: every access is below `len`; lanes beyond it are loaded as zeros and set to zero.
-                unsafe {
-                    let z = s.load_up_to(pointer.add(i), len - i);
-                    let e = math::exp(s, s.sub(z, shift));
-                    let bent = s.mul(z, bend);
-                    s.store_up_to(pointer.add(i), len - i, s.mul(e, s.fnma(bent, bent, one)));
-                    terms = s.add(terms, if len - i >= S::LANES { e } else { first(s, e, len - i) });
-                }
+        // SAFETY: the whole slice.
+        unsafe {
+            match bend {
+                0.0 => exponentials::<S, false>(s, pointer, len, *top, 0.0),
+                _ => exponentials::<S, true>(s, pointer, len, *top, bend),
             }
-            sum += f64::from(s.sum(terms));
         }
-        sum
     }
+}
+
+/// The largest of `top` and all `z`.
+#[inline(always)]
+pub(super) fn raise<S: Simd>(s: S, z: &[f32], top: f32) -> f32 {
+    let whole = z.len() / S::LANES * S::LANES;
+    let mut tops = [s.splat(top); 4];
+    for (index, i) in (0..whole).step_by(S::LANES).enumerate() {
+        // SAFETY: a whole vector below the slice's end.
+        tops[index % 4] = s.max(unsafe { s.load(z.as_ptr().add(i)) }, tops[index % 4]);
+    }
+    let top = s.top(s.max(s.max(tops[0], tops[1]), s.max(tops[2], tops[3])));
+    z[whole..].iter().fold(top, |a, &b| a.max(b))
+}
+
+/// Turns `z` into `e^(z - top)`, times the slope of a cap if there is one, and sums without that factor.
+///
+/// # Safety
+/// `z` points to `len` floats.
+#[inline(always)]
+unsafe fn exponentials<S: Simd, const BENT: bool>(s: S, z: *mut f32, len: usize, top: f32, bend: f32) -> f64 {
+    let (shift, bend, one) = (s.splat(top), s.splat(bend), s.splat(1.0));
+    let mut sum = 0.0;
+    for start in (0..len).step_by(BLOCK * S::LANES) {
+        let mut terms = s.zero();
+        for i in (start..len.min(start + BLOCK * S::LANES)).step_by(S::LANES) {
+            // SAFETY: every access is below `len`; lanes beyond it are set to zero before they are summed.
+            unsafe {
+                let value = s.load_up_to(z.add(i), len - i);
+                let e = power(s, s.sub(value, shift));
+                let slope = if BENT {
+                    let bent = s.mul(value, bend);
+                    s.mul(e, s.fnma(bent, bent, one))
+                } else {
+                    e
+                };
+                s.store_up_to(z.add(i), len - i, slope);
+                terms = s.add(terms, if len - i >= S::LANES { e } else { first(s, e, len - i) });
+            }
+        }
+        sum += f64::from(s.sum(terms));
+    }
+    sum
 }
 
 /// The first `n` lanes, and zeros.
 #[inline(always)]
-fn first<S: Simd>(s: S, v: S::F, n: usize) -> S::F {
+pub(super) fn first<S: Simd>(s: S, v: S::F, n: usize) -> S::F {
     let mut lanes = [0.0; 16];
     // SAFETY: a vector has at most 16 lanes.
     unsafe {
@@ -81,7 +112,7 @@ simd_fn! {
         // SAFETY: in place on one slice.
         unsafe {
             map(s, pointer, pointer, len, |z| {
-                let value = s.sub(s.mul(probability, math::exp(s, s.sub(z, shift))), even);
+                let value = s.sub(s.mul(probability, power(s, s.sub(z, shift))), even);
                 let bent = s.mul(z, bend);
                 s.mul(value, s.fnma(bent, bent, one))
             });

@@ -113,7 +113,13 @@ pub(crate) trait Simd: Copy {
         let mut lanes = [f32::NEG_INFINITY; 16];
         // SAFETY: there are at most 16 lanes.
         unsafe { self.store(lanes.as_mut_ptr(), a) };
-        lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
+        // Halves against each other: four steps in a row instead of sixteen.
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                lanes[i] = lanes[i].max(lanes[i + half]);
+            }
+        }
+        lanes[0]
     }
     /// Loads `n` lanes: a whole vector if there are enough.
     ///

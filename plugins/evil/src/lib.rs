@@ -338,7 +338,12 @@ impl loss::Guest for Evil {
             "foreign-field" => drop(b.field("labels-of-others")?),
             "no-reference" => drop(b.reference().ok_or_else(|| error("there is no reference"))?),
             "temperature" => spec.temperature = f32::NAN,
-            "divergence" => drop(b.policy().divergence(g, &b.policy(), 0.5, 1.0)?),
+            "divergence" => drop(b.policy().divergence(g, &b.policy(), 1.5, 1.0)?),
+            "rows" => drop(b.policy().begin_rows(g, &[])?),
+            "distribution" => {
+                let p = b.policy();
+                drop((p.entropy(g, spec)?, p.logit_mean(g)?, p.divergence(g, &b.policy(), 0.5, 1.0)?));
+            }
             _ => {}
         }
         let ce = b.policy().cross_entropy(g, &targets, spec)?;

@@ -3,10 +3,11 @@
 //! exhaustive, so a missing piece does not compile.
 //!
 //! Primitives: elementwise, layout, reduce, gather, top-k, matmul. Composites with kernels of their own: linear, grouped-linear,
-//! embed, norm, rope, attention, swiglu, cross-entropy, dropout.
+//! embed, norm, rope, attention, swiglu, cross-entropy, the distribution of a head, dropout.
 
 mod attention;
 mod cross_entropy;
+mod distribution;
 mod dropout;
 mod elementwise;
 mod embed;
@@ -26,6 +27,7 @@ mod top_k;
 
 pub use attention::{Attention, AttentionBackward, AttentionSpec, CachedAttention};
 pub use cross_entropy::{CrossEntropySpec, LinearCrossEntropy, LinearCrossEntropyBackward};
+pub use distribution::{Bend, LinearDivergence, LinearDivergenceBackward, LinearStatistic, LinearStatisticBackward, Statistic};
 pub use dropout::Dropout;
 pub use elementwise::{Binary, BinaryOp, Cast, Select, Unary, UnaryOp};
 pub use embed::{Embed, EmbedDw};
@@ -218,6 +220,14 @@ ops! {
     LinearCrossEntropy,
     /// Its gradients.
     LinearCrossEntropyBackward,
+    /// Entropy or mean logit of a head.
+    LinearStatistic,
+    /// Its gradients.
+    LinearStatisticBackward,
+    /// Divergence of two heads.
+    LinearDivergence,
+    /// Its gradients in one of them.
+    LinearDivergenceBackward,
     /// Inverted dropout with a counter-based mask.
     Dropout,
 }

@@ -397,5 +397,25 @@ fn losses() -> Vec<(&'static str, Build)> {
             }));
         }
     }
+    let bends = [(None, 1.0), (Some(Float(1.5)), 0.7)].map(|(softcap, t)| op::Bend { softcap, temperature: Float(t) });
+    for (bend, w_trains) in bends.iter().flat_map(|bend| [(bend.clone(), false), (bend.clone(), true)]) {
+        for statistic in [op::Statistic::Entropy, op::Statistic::Mean] {
+            let bend = bend.clone();
+            cases.push(case("linear-statistic", move |c| {
+                let x = c.rows(&[4, 3]);
+                let w = if w_trains { c.weight(&[5, 3]) } else { c.frozen(&[5, 3]) };
+                c.push(op::LinearStatistic { statistic, bend: bend.clone() }, &[x, w])
+            }));
+        }
+        for alpha in [0.0, 0.3, 1.0] {
+            let op = op::LinearDivergence { alpha: Float(alpha), bends: [bend.clone(), bends[0].clone()] };
+            cases.push(case("linear-divergence", move |c| {
+                let (x, y) = (c.rows(&[4, 3]), c.rows(&[4, 2]));
+                let w = if w_trains { c.weight(&[5, 3]) } else { c.frozen(&[5, 3]) };
+                let v = c.weight(&[5, 2]);
+                c.push(op.clone(), &[x, w, y, v])
+            }));
+        }
+    }
     cases
 }

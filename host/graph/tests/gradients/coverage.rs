@@ -53,6 +53,8 @@ fn gradient(op: &Op) -> Gradient {
         | Op::Attention(_)
         | Op::SwiGlu(_)
         | Op::LinearCrossEntropy(_)
+        | Op::LinearStatistic(_)
+        | Op::LinearDivergence(_)
         | Op::Dropout(_) => Gradient::Checked,
         // A part is differentiable as far as its producer's further outputs are, and none of them is.
         Op::Part(_)
@@ -68,7 +70,9 @@ fn gradient(op: &Op) -> Gradient {
         | Op::AttentionBackward(_)
         | Op::CachedAttention(_)
         | Op::SwiGluBackward(_)
-        | Op::LinearCrossEntropyBackward(_) => Gradient::Refused,
+        | Op::LinearCrossEntropyBackward(_)
+        | Op::LinearStatisticBackward(_)
+        | Op::LinearDivergenceBackward(_) => Gradient::Refused,
     }
 }
 
@@ -84,6 +88,9 @@ fn others(c: &mut Case) -> Vec<(Op, Vec<swift_graph::NodeId>)> {
     let norm = c.push(op::RmsNorm { eps: Float(1e-5), unit_offset: false, weight: true }, &[x, d]);
     let spec = op::AttentionSpec::causal(1.0);
     let ce = op::CrossEntropySpec { label_smoothing: Float(0.0), z_loss: Float(0.0), softcap: None, temperature: Float(1.0) };
+    let bend = op::Bend { softcap: None, temperature: Float(1.0) };
+    let entropy = op::LinearStatistic { statistic: op::Statistic::Entropy, bend: bend.clone() };
+    let divergence = op::LinearDivergence { alpha: Float(0.5), bends: [bend.clone(), bend] };
     let cache = c.g.declare_state("cache", Type::f32(fixed(&[1, 64, 1, 4]))).unwrap();
     let pages = c.g.input("pages", Type::new(DType::S32, fixed(&[1, 1]))).unwrap();
     let fused = op::Fused {
@@ -108,6 +115,11 @@ fn others(c: &mut Case) -> Vec<(Op, Vec<swift_graph::NodeId>)> {
         (op::CachedAttention { spec, k_cache: cache, v_cache: cache }.into(), vec![q, q, q, ids, ids, pages]),
         (op::SwiGluBackward.into(), vec![x, x, x]),
         (op::LinearCrossEntropyBackward { spec: ce, weight_grad: true }.into(), vec![x, w, ids, column, column]),
+        (op::LinearStatisticBackward { forward: entropy, weight_grad: true }.into(), vec![x, w, column, column, column]),
+        (
+            op::LinearDivergenceBackward { forward: divergence, weight_grad: true }.into(),
+            vec![x, w, x, w, column, column, column, column],
+        ),
     ]
 }
 
@@ -139,7 +151,7 @@ fn every_op_is_checked_or_refused() {
         assert!(if name == "part" { part } else { refused && error.to_string().contains("`layer`") }, "{name}: {error}");
     }
     // As many names as variants: the match above is exhaustive, so the sets agree.
-    assert_eq!(covered.len(), 50, "{covered:?}");
+    assert_eq!(covered.len(), 54, "{covered:?}");
 }
 
 #[test]

@@ -56,6 +56,9 @@ const OPS: &[&str] = &[
     "head.hidden",
     "head.token-logprobs",
     "head.cross-entropy",
+    "head.entropy",
+    "head.logit-mean",
+    "head.divergence",
     "head.logits",
 ];
 

@@ -1,6 +1,6 @@
 //! `head`: reductions over the vocabulary without logits.
 
-use swift_graph::op::{CrossEntropySpec, LinearCrossEntropy, UnaryOp};
+use swift_graph::op::{Bend, CrossEntropySpec, LinearCrossEntropy, LinearDivergence, LinearStatistic, Statistic, UnaryOp};
 use swift_graph::{Float, NodeId};
 use wasmtime::component::Resource;
 
@@ -50,23 +50,42 @@ impl HostHead for Ctx {
         Ok(trace.value(loss))
     }
 
-    fn entropy(&mut self, _: Resource<HeadResource>, _: Resource<Builder>, _: CeSpec) -> Traced<Resource<Value>> {
-        Err(Fault::unsupported("head.entropy"))
+    fn entropy(&mut self, head: Resource<HeadResource>, g: Resource<Builder>, spec: CeSpec) -> Traced<Resource<Value>> {
+        let trace = self.trace()?;
+        trace.builder(&g)?;
+        if spec.label_smoothing != 0.0 || spec.z_loss != 0.0 {
+            let message = "head.entropy: label-smoothing and z-loss belong to a loss and must be 0 here";
+            return Err(Fault::new(ErrorCode::BadConfig, message));
+        }
+        let head = trace.head(&head)?;
+        let bend = bend("head.entropy", spec.softcap.or(head.softcap), spec.temperature)?;
+        statistic(trace, Statistic::Entropy, bend, [head.hidden, head.weight])
     }
 
-    fn logit_mean(&mut self, _: Resource<HeadResource>, _: Resource<Builder>) -> Traced<Resource<Value>> {
-        Err(Fault::unsupported("head.logit-mean"))
+    fn logit_mean(&mut self, head: Resource<HeadResource>, g: Resource<Builder>) -> Traced<Resource<Value>> {
+        let trace = self.trace()?;
+        trace.builder(&g)?;
+        let head = trace.head(&head)?;
+        let bend = bend("head.logit-mean", head.softcap, 1.0)?;
+        statistic(trace, Statistic::Mean, bend, [head.hidden, head.weight])
     }
 
     fn divergence(
         &mut self,
-        _: Resource<HeadResource>,
-        _: Resource<Builder>,
-        _: Resource<HeadResource>,
-        _: f32,
-        _: f32,
+        head: Resource<HeadResource>,
+        g: Resource<Builder>,
+        other: Resource<HeadResource>,
+        alpha: f32,
+        temperature: f32,
     ) -> Traced<Resource<Value>> {
-        Err(Fault::unsupported("head.divergence"))
+        const FUNCTION: &str = "head.divergence";
+        let trace = self.trace()?;
+        trace.builder(&g)?;
+        let (p, q) = (trace.head(&head)?, trace.head(&other)?);
+        let bends = [bend(FUNCTION, p.softcap, temperature)?, bend(FUNCTION, q.softcap, temperature)?];
+        let op = LinearDivergence { alpha: Float::from(alpha), bends };
+        let divergence = trace.graph.push(op, &[p.hidden, p.weight, q.hidden, q.weight])?;
+        Ok(trace.value(divergence))
     }
 
     fn begin_rows(
@@ -109,6 +128,19 @@ impl HostHead for Ctx {
     fn drop(&mut self, _: Resource<HeadResource>) -> wasmtime::Result<()> {
         Ok(())
     }
+}
+
+fn bend(function: &'static str, softcap: Option<f32>, temperature: f32) -> Traced<Bend> {
+    if let Some(cap) = softcap {
+        composite::positive(function, "softcap", cap)?;
+    }
+    composite::positive(function, "temperature", temperature)?;
+    Ok(Bend { softcap: softcap.map(Float::from), temperature: temperature.into() })
+}
+
+fn statistic(trace: &mut Trace, statistic: Statistic, bend: Bend, head: [NodeId; 2]) -> Traced<Resource<Value>> {
+    let value = trace.graph.push(LinearStatistic { statistic, bend }, &head)?;
+    Ok(trace.value(value))
 }
 
 fn cross_entropy(trace: &mut Trace, head: &Resource<HeadResource>, targets: &Resource<Value>, spec: &CeSpec) -> Traced<NodeId> {

@@ -244,13 +244,18 @@ fn losses_and_optimizers_answer_in_kind() {
     contains(&loss_error("foreign-field"), &["no field `labels-of-others`", "there are: targets"]);
     contains(&loss_error("no-reference"), &["there is no reference"]);
     contains(&loss_error("temperature"), &["linear-cross-entropy", "temperature"]);
-    contains(&loss_error("divergence"), &["head.divergence: this host does not run it yet"]);
+    contains(&loss_error("divergence"), &["linear-divergence", "alpha must be in 0..=1"]);
+    contains(&loss_error("rows"), &["head.begin-rows: this host does not run it yet"]);
     contains(&loss_error("not-scalar"), &["the loss must be f32[]; got f32[n]"]);
     contains(&loss_error("metric-shape"), &["metric `m` must be f32[]"]);
     contains(&loss_error("garbage-metrics"), &["metric `m` is named twice"]);
     contains(&plugin.loss().unwrap().needs("garbage-fields").unwrap_err().to_string(), &["field `a` is named twice"]);
     let (mut g, good) = batch(&traced);
     assert!(plugin.loss().unwrap().trace(&mut g, &good, "good").is_ok());
+    let (mut g, good) = batch(&traced);
+    assert!(plugin.loss().unwrap().trace(&mut g, &good, "distribution").is_ok());
+    let ops: Vec<&str> = g.nodes().iter().map(|node| node.op.name()).collect();
+    assert!(["linear-statistic", "linear-divergence"].iter().all(|name| ops.contains(name)));
 
     let info = ParamInfo { name: "w".into(), shape: vec![8, 8], tags: vec![] };
     let plan_error = |case: &str| plugin.optimizer().unwrap().plan(case, &info).unwrap_err().to_string();

@@ -9,6 +9,7 @@
 mod attention;
 mod bind;
 mod cross_entropy;
+mod distribution;
 mod dropout;
 mod elementwise;
 mod embed;
@@ -171,6 +172,10 @@ kernels! {
     SwiGluGradient(swiglu::SwiGluGradient),
     CrossEntropy(cross_entropy::CrossEntropy),
     CrossEntropyGradient(cross_entropy::CrossEntropyGradient),
+    Statistic(distribution::Statistic),
+    StatisticGradient(distribution::StatisticGradient),
+    Divergence(distribution::Divergence),
+    DivergenceGradient(distribution::DivergenceGradient),
     Dropout(dropout::Dropout),
 }
 
@@ -223,6 +228,10 @@ fn prepare_launch(p: &mut Prepare<'_, '_>) -> Result<Kernel> {
         Op::SwiGluBackward(_) => swiglu::backward(p),
         Op::LinearCrossEntropy(op) => cross_entropy::forward(op, p),
         Op::LinearCrossEntropyBackward(op) => cross_entropy::backward(op, p),
+        Op::LinearStatistic(op) => distribution::statistic(op, p),
+        Op::LinearStatisticBackward(op) => distribution::statistic_backward(op, p),
+        Op::LinearDivergence(op) => distribution::divergence(op, p),
+        Op::LinearDivergenceBackward(op) => distribution::divergence_backward(op, p),
         Op::Dropout(op) => dropout::prepare(op, p),
     }
 }

@@ -431,6 +431,37 @@ fn swiglu() {
 }
 
 #[test]
+fn distributions_of_heads() {
+    let bends = [(None, 1.0), (Some(Float(3.0)), 0.7)].map(|(softcap, t)| Bend { softcap, temperature: Float(t) });
+    for (format, bend) in [(Format::F32, &bends[0]), (Format::Q8_0, &bends[1])] {
+        let mut c = Case::new();
+        let (x, y) = (c.x(rows(&[32])), c.x(rows(&[64])));
+        let (w, v) = (c.w(&[50, 32], format), c.w(&[50, 64], Format::F32));
+        let d = c.x(rows(&[]));
+        for statistic in [Statistic::Entropy, Statistic::Mean] {
+            let forward = LinearStatistic { statistic, bend: bend.clone() };
+            let value = c.all(forward.clone(), &[x, w]);
+            let lse = c.g.part(value, 1).unwrap();
+            for weight_grad in [false, true] {
+                let op = LinearStatisticBackward { forward: forward.clone(), weight_grad };
+                c.all(op, &[x, w, value, lse, d]);
+            }
+        }
+        for alpha in [0.0, 0.4, 1.0] {
+            let forward = LinearDivergence { alpha: Float(alpha), bends: [bend.clone(), bends[0].clone()] };
+            let value = c.all(forward.clone(), &[x, w, y, v]);
+            let [lse_p, lse_q, share] = [1, 2, 3].map(|part| c.g.part(value, part).unwrap());
+            for weight_grad in [false, true] {
+                let op = LinearDivergenceBackward { forward: forward.clone(), weight_grad };
+                c.all(op, &[x, w, y, v, lse_p, lse_q, share, d]);
+            }
+        }
+        c.tolerance = 1e-4;
+        c.check();
+    }
+}
+
+#[test]
 fn cross_entropy() {
     for format in [Format::F32, Format::Q8_0] {
         for (softcap, smoothing, z_loss, temperature) in [(None, 0.0, 0.0, 1.0), (Some(Float(3.0)), 0.1, 1e-2, 0.7)] {
