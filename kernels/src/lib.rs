@@ -22,6 +22,7 @@ pub mod gemm;
 pub mod isa;
 pub mod layout;
 pub mod linear;
+pub mod lora;
 pub mod norm;
 pub mod pool;
 pub mod quant;

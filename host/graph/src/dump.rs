@@ -147,6 +147,12 @@ fn attributes(op: &Op, names: &mut dyn Names) -> Vec<String> {
         Op::MatMul(op) => vec![flag(op.transpose_a, "transpose-a"), flag(op.transpose_b, "transpose-b")],
         Op::Linear(op) => vec![format!("alpha={}", number(op.alpha)), flag(op.bias, "bias"), flag(op.addend, "addend")],
         Op::LinearDx(op) => vec![format!("alpha={}", number(op.alpha)), flag(op.addend, "addend")],
+        Op::LowRankLinear(op) => vec![
+            flag(op.backward, "backward"),
+            format!("alpha={} factor={}", number(op.alpha), number(op.factor)),
+            flag(op.bias, "bias"),
+            flag(op.addend, "addend"),
+        ],
         Op::LinearDw(op) => vec![format!("alpha={}", number(op.alpha))],
         Op::TopK(op) => vec![format!("k={}", op.k)],
         Op::ScatterLast(op) => vec![format!("count={}", names.dim(&op.count))],

@@ -22,6 +22,7 @@ use super::MatRef;
 use super::kernel::{Epilogue, Kernels, Tile, kernels};
 use super::pack::{COLUMNS, GROUP, Panels, Part, pack_a};
 use super::scratch::with_scratch;
+use crate::lora::Second;
 use crate::pool::{Disjoint, Pool};
 
 /// Most values of `k` per pass: a panel of B (48 KiB) lives between L1 and L2, and
@@ -84,13 +85,28 @@ pub(crate) fn blocked(
     ldc: usize,
     epilogue: Epilogue<'_>,
 ) {
+    blocked_with(pool, sizes, a, b, c, ldc, epilogue, None);
+}
+
+/// [`blocked`], with another product that adds to each tile of the output.
+#[expect(clippy::too_many_arguments, reason = "what a product is made of, and another one")]
+pub(crate) fn blocked_with(
+    pool: &Pool,
+    sizes: Sizes,
+    a: &MatRef<'_>,
+    b: &Panels<'_>,
+    c: Disjoint<'_, f32>,
+    ldc: usize,
+    epilogue: Epilogue<'_>,
+    second: Option<&Second<'_>>,
+) {
     let kernels = kernels(pool.isa());
     let Sizes { m, n, k } = sizes;
     let small = sizes.is_small();
     let (unit_k, unit_n) = b.units();
     let kc = even_block(k, KC, unit_k);
     if m <= FEW {
-        return strips(pool, kernels, sizes, kc, (a, b), (c, ldc), epilogue);
+        return strips(pool, kernels, sizes, kc, (a, b), (c, ldc), (epilogue, second));
     }
     let nc = even_block(n, PACKED / kc, unit_n);
     let mc = even_block(m, PACKED / kc, kernels.mr);
@@ -103,7 +119,7 @@ pub(crate) fn blocked(
                     let rows = (i0, mc.min(m - i0));
                     let packed_b = Disjoint::new(&mut *packed_b);
                     let packed_a = Disjoint::new(&mut *packed_a);
-                    let block = Block { kernels, part, rows, packed_a, packed_b };
+                    let block = Block { kernels, part, rows, packed_a, packed_b, second };
                     block.pack(pool, small, a, (i0 == 0).then_some(b));
                     block.compute(pool, small, c, ldc, epilogue.pass(k0 == 0));
                 }
@@ -120,7 +136,7 @@ fn strips(
     kc: usize,
     (a, b): (&MatRef<'_>, &Panels<'_>),
     (c, ldc): (Disjoint<'_, f32>, usize),
-    epilogue: Epilogue<'_>,
+    (epilogue, second): (Epilogue<'_>, Option<&Second<'_>>),
 ) {
     let Sizes { m, n, k } = sizes;
     let small = sizes.is_small();
@@ -149,7 +165,7 @@ fn strips(
                     b.pack(kernels, part, packed_b);
                     let packed_a = packed_a.after(k0 * m);
                     let packed_b = Disjoint::new(&mut *packed_b);
-                    let block = Block { kernels, part, rows: (0, m), packed_a, packed_b };
+                    let block = Block { kernels, part, rows: (0, m), packed_a, packed_b, second };
                     let panels = part.cols.div_ceil(kernels.nr);
                     block.tiles_of((0, panels), (0, tiles), c, ldc, epilogue.pass(k0 == 0));
                 }
@@ -165,6 +181,7 @@ struct Block<'a> {
     rows: (usize, usize),
     packed_a: Disjoint<'a, f32>,
     packed_b: Disjoint<'a, f32>,
+    second: Option<&'a Second<'a>>,
 }
 
 impl Block<'_> {
@@ -250,6 +267,10 @@ impl Block<'_> {
                         beta: epilogue.beta,
                         bias: bias.map_or(std::ptr::null(), <[f32]>::as_ptr),
                     });
+                    if let (Some(second), 0) = (self.second, part.k0) {
+                        let (i, j) = (self.rows.0 + start, part.j0 + j);
+                        second.add(self.kernels, (i, rows), (j, cols), c.as_mut_ptr().add(at), ldc);
+                    }
                 }
             }
         }

@@ -86,7 +86,7 @@ pub fn linear_dx(pool: &Pool, m: usize, alpha: f32, dy: &[f32], w: &Weight<'_>, 
 }
 
 #[track_caller]
-fn check(sizes: Sizes, input: &[f32], w: &Weight<'_>, output: &[f32]) {
+pub(crate) fn check(sizes: Sizes, input: &[f32], w: &Weight<'_>, output: &[f32]) {
     w.check();
     assert!(sizes.k > 0, "a linear layer sums over at least one feature");
     assert_eq!(input.len(), sizes.m * sizes.k, "input does not match the batch and the weight");

@@ -2,7 +2,7 @@
 //! evaluation in f64. A device has a file of the same name that says how it is launched. [`Op`] lists them all; matches over it are
 //! exhaustive, so a missing piece does not compile.
 //!
-//! Primitives: elementwise, layout, reduce, gather, top-k, matmul. Composites with kernels of their own: linear, grouped-linear,
+//! Primitives: elementwise, layout, reduce, gather, top-k, matmul. Composites with kernels of their own: linear, low-rank-linear, grouped-linear,
 //! embed, norm, rope, attention, swiglu, cross-entropy, the distribution of a head, dropout.
 
 mod attention;
@@ -18,6 +18,7 @@ mod identity;
 mod layout;
 mod leaf;
 mod linear;
+mod low_rank;
 mod matmul;
 mod norm;
 mod reduce;
@@ -38,6 +39,7 @@ pub use identity::{Part, Read, StopGrad};
 pub use layout::{Concat, Expand, Pad, Permute, Reshape, Slice};
 pub use leaf::{Constant, ConstantData, Full, Input, Iota, Param, State};
 pub use linear::{Linear, LinearDw, LinearDx};
+pub use low_rank::LowRankLinear;
 pub use matmul::MatMul;
 pub use norm::{RmsNorm, RmsNormDw, RmsNormDx};
 pub use reduce::{Reduce, ReduceOp, SegmentReduce, Softmax, SoftmaxDx};
@@ -188,6 +190,8 @@ ops! {
     LinearDx,
     /// Gradient of linear in its weight.
     LinearDw,
+    /// Product with a weight and one of low rank beside it.
+    LowRankLinear,
     /// Product with the weight of each row's experts.
     GroupedLinear,
     /// Gradient of grouped linear in its input.

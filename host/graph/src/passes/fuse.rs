@@ -12,8 +12,9 @@ use super::rewrite::{Rebuild, live, number};
 use crate::op::{BinaryOp, Fused, Instr, Op, Span};
 use crate::{DType, Dim, Float, Graph, NodeId, Result, Shape};
 
-/// Longest program: the tile interpreter keeps every register in cache.
-const MAX_INSTRS: usize = 24;
+/// Longest program: the tile interpreter keeps every live register in cache. AdamW with a clipped gradient has 27 instructions, and
+/// two programs would read its states twice.
+const MAX_INSTRS: usize = 32;
 /// Most inputs of a program.
 const MAX_INPUTS: usize = 16;
 /// Most stored values of a program.

@@ -59,7 +59,7 @@ pub fn after_autodiff(g: &Graph, options: &Options) -> Result<Graph> {
     let g = patterns::dora_norm(&g)?;
     let g = patterns::swiglu(&g)?;
     let g = algebra(&epilogues(&g)?, GradientsDone::Yes)?;
-    let g = cse(&g)?;
+    let g = dead_code(&patterns::low_rank(&cse(&g)?)?)?;
     let g = recompute(&schedule(&g)?, options.recompute)?;
     fuse(&g)
 }

@@ -15,6 +15,7 @@ pub fn in_place_inputs(g: &Graph, node: &Node, output: usize) -> Vec<usize> {
         Op::SwiGluBackward(_) => vec![output, 1 - output, 2],
         Op::Linear(l) if l.addend => vec![node.inputs.len() - 1],
         Op::LinearDx(l) if l.addend => vec![2],
+        Op::LowRankLinear(l) if l.addend => vec![node.inputs.len() - 1],
         _ => Vec::new(),
     };
     let same = |i: &usize| {

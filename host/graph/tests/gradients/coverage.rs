@@ -62,6 +62,7 @@ fn gradient(op: &Op) -> Gradient {
         | Op::SoftmaxDx(_)
         | Op::LinearDx(_)
         | Op::LinearDw(_)
+        | Op::LowRankLinear(_)
         | Op::GroupedLinearDx(_)
         | Op::GroupedLinearDw(_)
         | Op::EmbedDw(_)
@@ -106,6 +107,10 @@ fn others(c: &mut Case) -> Vec<(Op, Vec<swift_graph::NodeId>)> {
         (op::SoftmaxDx.into(), vec![x, x]),
         (op::LinearDx { alpha: Float(1.0), addend: false }.into(), vec![dy, w]),
         (op::LinearDw { alpha: Float(1.0) }.into(), vec![dy, x]),
+        (
+            op::LowRankLinear { backward: false, alpha: Float(1.0), factor: Float(2.0), bias: false, addend: false }.into(),
+            vec![x, w, x, w],
+        ),
         (op::GroupedLinearDx.into(), vec![dy3, stack, experts]),
         (op::GroupedLinearDw { count: 2.into() }.into(), vec![dy3, x, experts]),
         (op::EmbedDw { vocab: 3.into() }.into(), vec![x, ids]),
@@ -151,7 +156,7 @@ fn every_op_is_checked_or_refused() {
         assert!(if name == "part" { part } else { refused && error.to_string().contains("`layer`") }, "{name}: {error}");
     }
     // As many names as variants: the match above is exhaustive, so the sets agree.
-    assert_eq!(covered.len(), 54, "{covered:?}");
+    assert_eq!(covered.len(), 55, "{covered:?}");
 }
 
 #[test]

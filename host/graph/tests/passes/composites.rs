@@ -1,8 +1,8 @@
 //! Each pattern: it applies, and no value changes.
 
-use swift_graph::op::{self, Op, ReduceOp, UnaryOp};
+use swift_graph::op::{self, BinaryOp, Op, ReduceOp, UnaryOp};
 use swift_graph::passes::patterns;
-use swift_graph::{Dim, Graph, NodeId, ParamInfo, SymbolId, Type, passes};
+use swift_graph::{DType, Dim, Graph, NodeId, ParamInfo, SymbolId, Target, Type, passes, plan};
 
 use crate::llama::{Adapter, TINY, training};
 use crate::{assert_same, count, environment, run_all};
@@ -38,6 +38,113 @@ fn a_lora_branch_is_an_epilogue() {
     assert_eq!((count(&after, "linear"), count(&after, "binary")), (3, 0));
     let Op::Linear(last) = &after.node(after.output("y").unwrap()).op else { panic!("no linear") };
     assert!(last.addend && last.alpha.0 == 1.5 || last.alpha.0 == 3.0, "{last:?}");
+}
+
+/// LoRA as a tuner writes it: a branch with an input of its own, on a residual stream, and a second layer on the same input.
+#[test]
+fn a_branch_of_low_rank_joins_the_product_beside_it() {
+    let mut g = Graph::default();
+    let (x, residual) = (rows(&mut g, "x", 80), rows(&mut g, "r", 6));
+    let dropped = rows(&mut g, "dropped", 80);
+    let bias = g.input("bias", Type::f32(vec![Dim::fixed(6)])).unwrap();
+    let (w, a, b) = (weight(&mut g, "w", 6, 80), weight(&mut g, "a", 2, 80), weight(&mut g, "b", 6, 2));
+    let y = g.linear(x, w).unwrap();
+    let y = g.add(y, bias).unwrap();
+    let h = g.linear(dropped, a).unwrap();
+    let h = g.linear(h, b).unwrap();
+    let h = g.scale(h, 3.0).unwrap();
+    let y = g.add(y, h).unwrap();
+    let y = g.add(residual, y).unwrap();
+    g.outputs.push(("y".into(), y));
+    let once = passes::dead_code(&patterns::epilogue(&g).unwrap()).unwrap();
+    let products = passes::dead_code(&patterns::epilogue(&once).unwrap()).unwrap();
+    let after = check(&g, &patterns::low_rank(&products).unwrap(), "low rank");
+    assert_eq!(["linear", "low-rank-linear", "binary"].map(|op| count(&after, op)), [1, 1, 0]);
+
+    // Gradients in one input: a chain of products, thin ones after and before the others.
+    for thin_first in [false, true] {
+        let mut g = Graph::default();
+        let (dy, dh) = (rows(&mut g, "dy", 80), rows(&mut g, "dh", 2));
+        let mut sum = None;
+        for layer in ["q", "k"] {
+            let (w, a) = (weight(&mut g, &format!("w.{layer}"), 80, 6), weight(&mut g, &format!("a.{layer}"), 2, 6));
+            let mut pair = [(dy, w, 1.0), (dh, a, 0.5)];
+            if thin_first {
+                pair.reverse();
+            }
+            for (x, w, alpha) in pair {
+                let op = op::LinearDx { alpha: alpha.into(), addend: sum.is_some() };
+                let inputs: Vec<NodeId> = [x, w].into_iter().chain(sum).collect();
+                sum = Some(g.push(op, &inputs).unwrap());
+            }
+        }
+        g.outputs.push(("dx".into(), sum.unwrap()));
+        let after = check(&g, &patterns::low_rank(&g).unwrap(), "chain");
+        assert_eq!(["linear-dx", "low-rank-linear"].map(|op| count(&after, op)), [0, 2]);
+    }
+}
+
+/// AdamW as its plugin writes it, on a clipped gradient: one pass over weight, gradient and both states.
+#[test]
+fn an_optimizer_step_is_one_program() {
+    let mut g = Graph::default();
+    let scalar = |g: &mut Graph, name: &str| g.input(name, Type::scalar(DType::F32)).unwrap();
+    let [lr, step, decay, clip] = ["lr", "step", "weight-decay", "clip"].map(|name| scalar(&mut g, name));
+    let info = ParamInfo { name: "w".into(), shape: vec![100, 100], trainable: true };
+    let id = g.declare_param(info).unwrap();
+    let storage = g.param(id).unwrap();
+    let w = g.push(op::Read, &[storage]).unwrap();
+    let states = ["grad", "m", "v"].map(|name| g.declare_state(name, g.ty(w).clone()).unwrap());
+    let [grad, m, v] = states.map(|state| g.read_state(state).unwrap());
+    let number = |g: &mut Graph, x: f64| g.scalar(x, DType::F32).unwrap();
+    let one = number(&mut g, 1.0);
+    let grad = g.mul(grad, clip).unwrap();
+    let shrink = g.mul(lr, decay).unwrap();
+    let shrink = g.sub(one, shrink).unwrap();
+    let w = g.mul(w, shrink).unwrap();
+    let apart = g.sub(grad, m).unwrap();
+    let apart = g.scale(apart, 0.1).unwrap();
+    let m = g.add(m, apart).unwrap();
+    let square = g.mul(grad, grad).unwrap();
+    let (v, square) = (g.scale(v, 0.95).unwrap(), g.scale(square, 0.05).unwrap());
+    let v = g.add(v, square).unwrap();
+    let correction = |g: &mut Graph, beta: f64| {
+        let beta = g.scalar(beta, DType::F32).unwrap();
+        let power = g.binary(BinaryOp::Pow, beta, step).unwrap();
+        g.sub(one, power).unwrap()
+    };
+    let (first, second) = (correction(&mut g, 0.9), correction(&mut g, 0.95));
+    let second = g.unary(UnaryOp::Sqrt, second).unwrap();
+    let root = g.unary(UnaryOp::Sqrt, v).unwrap();
+    let root = g.div(root, second).unwrap();
+    let epsilon = number(&mut g, 1e-8);
+    let root = g.add(root, epsilon).unwrap();
+    let direction = g.div(m, root).unwrap();
+    let rate = g.div(lr, first).unwrap();
+    let change = g.mul(direction, rate).unwrap();
+    let w = g.sub(w, change).unwrap();
+    g.write(Target::State(states[1]), m, false).unwrap();
+    g.write(Target::State(states[2]), v, false).unwrap();
+    g.write(Target::Param(id), w, false).unwrap();
+    let after = passes::optimize(g, &passes::Options::default()).unwrap();
+    let large = |node: &&swift_graph::Node| node.ty().shape.rank() == 2 && matches!(node.op, Op::Fused(_));
+    let programs: Vec<_> = after.nodes().iter().filter(large).collect();
+    assert_eq!((programs.len(), programs[0].outputs.len()), (1, 3), "{:?}", after.nodes());
+    // No copy at the end either: everything is written where it lies.
+    let plan = plan::plan(after, &|_| true).unwrap();
+    assert!(plan.buffers.iter().all(|b| b.elements.as_fixed().is_some_and(|elements| elements < 100)));
+}
+
+#[test]
+fn a_product_that_is_read_twice_stays() {
+    let mut g = Graph::default();
+    let (x, h) = (rows(&mut g, "x", 80), rows(&mut g, "h", 2));
+    let (w, b) = (weight(&mut g, "w", 6, 80), weight(&mut g, "b", 6, 2));
+    let y = g.linear(x, w).unwrap();
+    let both = g.push(op::Linear { alpha: 1.0.into(), bias: false, addend: true }, &[h, b, y]).unwrap();
+    g.outputs.extend([("y".into(), y), ("both".into(), both)]);
+    let after = check(&g, &patterns::low_rank(&g).unwrap(), "read twice");
+    assert_eq!(count(&after, "low-rank-linear"), 0);
 }
 
 #[test]

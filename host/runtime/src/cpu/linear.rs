@@ -27,9 +27,9 @@ pub(crate) struct Linear {
 
 /// Of a launch that rounds its activations if its weight is in panels.
 #[derive(Clone, Copy, Debug)]
-struct Rounding {
+pub(super) struct Rounding {
     /// The launch before that could have done so read the same activations, and nothing wrote to them since.
-    repeats: bool,
+    pub(super) repeats: bool,
 }
 
 impl Linear {

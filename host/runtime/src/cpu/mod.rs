@@ -21,6 +21,7 @@ mod identity;
 mod layout;
 mod leaf;
 mod linear;
+mod low_rank;
 mod matmul;
 mod memory;
 mod norm;
@@ -156,6 +157,7 @@ kernels! {
     Linear(linear::Linear),
     Linears(linear::Linears),
     WeightGradient(linear::WeightGradient),
+    LowRank(low_rank::LowRankProduct),
     GroupedLinear(grouped_linear::Forward),
     GroupedGradient(grouped_linear::Gradient),
     GroupedWeightGradient(grouped_linear::WeightGradient),
@@ -212,6 +214,7 @@ fn prepare_launch(p: &mut Prepare<'_, '_>) -> Result<Kernel> {
         Op::Linear(op) => linear::forward(op, p),
         Op::LinearDx(op) => linear::dx(op, p),
         Op::LinearDw(op) => linear::dw(op, p),
+        Op::LowRankLinear(op) => low_rank::prepare(op, p),
         Op::GroupedLinear(_) => grouped_linear::forward(p),
         Op::GroupedLinearDx(_) => grouped_linear::dx(p),
         Op::GroupedLinearDw(_) => grouped_linear::dw(p),

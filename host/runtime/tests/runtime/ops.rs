@@ -276,6 +276,29 @@ fn matrix_products() {
 }
 
 #[test]
+fn low_rank_linear() {
+    for format in [Format::F32, Format::Q4_1] {
+        for few in [false, true] {
+            let mut c = Case::new();
+            let n = |d: u64| if few { dims(&[2, d]) } else { rows(&[d]) };
+            let (x, h, d_y) = (c.x(n(64)), c.x(n(3)), c.x(n(40)));
+            let (w, bias) = (c.w(&[40, 64], format), c.w(&[40], Format::F32));
+            let (b, a) = (c.w(&[40, 3], Format::F32), c.w(&[3, 64], Format::F32));
+            let spec = |backward, bias, addend| LowRankLinear { backward, alpha: Float(0.5), factor: Float(2.0), bias, addend };
+            c.all(spec(false, false, false), &[x, w, h, b]);
+            c.all(spec(true, false, false), &[d_y, w, h, a]);
+            // Addends that live on, and that die.
+            c.all(spec(false, true, true), &[x, w, h, b, bias, d_y]);
+            c.all(spec(true, false, true), &[d_y, w, h, a, x]);
+            let (fresh_y, fresh_x) = (c.g.scale(d_y, 3.0).unwrap(), c.g.scale(x, 3.0).unwrap());
+            c.all(spec(false, true, true), &[x, w, h, b, bias, fresh_y]);
+            c.all(spec(true, false, true), &[d_y, w, h, a, fresh_x]);
+            c.check();
+        }
+    }
+}
+
+#[test]
 fn linear_in_every_format() {
     for format in FORMATS {
         let mut c = Case::new();

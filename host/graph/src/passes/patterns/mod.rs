@@ -2,8 +2,10 @@
 
 mod dora_norm;
 mod epilogue;
+mod low_rank;
 mod swiglu;
 
 pub use dora_norm::dora_norm;
 pub use epilogue::epilogue;
+pub use low_rank::low_rank;
 pub use swiglu::swiglu;

@@ -1,0 +1,78 @@
+//! A product with a weight and one of low rank beside it.
+
+use swift_graph::op::LowRankLinear;
+use swift_kernels::linear::{int8, linear};
+use swift_kernels::lora::{LowRank, low_rank_linear, low_rank_linear_dx};
+
+use super::Kernel;
+use super::identity::copy;
+use super::linear::Rounding;
+use super::memory::{Memory, Ref, WeightRef};
+use super::prepare::Prepare;
+use crate::Result;
+
+/// Both products, on an addend that is the output's old value.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LowRankProduct {
+    backward: bool,
+    m: usize,
+    alpha: f32,
+    factor: f32,
+    x: Ref,
+    weight: WeightRef,
+    h: Ref,
+    v: WeightRef,
+    bias: Option<Ref>,
+    addend: Option<Ref>,
+    out: Ref,
+    int8: Option<Rounding>,
+}
+
+impl LowRankProduct {
+    pub(super) fn run(&self, m: &Memory<'_>) -> Result<()> {
+        let mut beta = 0.0;
+        if let Some(addend) = self.addend {
+            if !m.same(addend, self.out) {
+                copy(m, addend, self.out);
+            }
+            beta = 1.0;
+        }
+        let bias = self.bias.map(|b| m.f32(b));
+        let low = LowRank { factor: self.factor, h: m.f32(self.h), v: m.weight(&self.v) };
+        if let Some(rounding) = self.int8 {
+            if !rounding.repeats {
+                m.forget_rounded();
+            }
+            if let Some(panels) = m.panels(&self.weight) {
+                // The adapter's product stays exact.
+                let x = m.rounded(self.m, panels.cols, self.x);
+                let out = m.f32_mut(self.out);
+                int8::linear_int8(m.pool, self.m, self.alpha, x, &panels, bias, out, beta);
+                linear(m.pool, self.m, low.factor, low.h, &low.v, None, out, 1.0);
+                return Ok(());
+            }
+        }
+        let (weight, x, out) = (m.weight(&self.weight), m.f32(self.x), m.f32_mut(self.out));
+        if self.backward {
+            low_rank_linear_dx(m.pool, self.m, self.alpha, x, &weight, &low, out, beta);
+        } else {
+            low_rank_linear(m.pool, self.m, self.alpha, x, &weight, &low, bias, out, beta);
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn prepare(op: &LowRankLinear, p: &mut Prepare<'_, '_>) -> Result<Kernel> {
+    let dims = p.dims(0)?;
+    let m = dims[..dims.len() - 1].iter().product();
+    let (x, weight, h, v) = (p.input(0)?, p.weight(1)?, p.input(2)?, p.weight(3)?);
+    if let Some(w) = [&weight, &v].into_iter().find(|w| w.rows == 0 || w.cols == 0) {
+        return Err(p.unsupported(format!("a weight is empty: {} x {}", w.rows, w.cols)));
+    }
+    let bias = if op.bias { Some(p.input(4)?) } else { None };
+    let addend = if op.addend { Some(p.input_in_place(p.node.inputs.len() - 1)?) } else { None };
+    let int8 = if op.backward { None } else { p.rounding(m, x, &weight).map(|repeats| Rounding { repeats }) };
+    let (backward, alpha, factor) = (op.backward, op.alpha.0 as f32, op.factor.0 as f32);
+    let out = p.output(0)?;
+    Ok(Kernel::LowRank(LowRankProduct { backward, m, alpha, factor, x, weight, h, v, bias, addend, out, int8 }))
+}

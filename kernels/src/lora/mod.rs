@@ -1,0 +1,188 @@
+//! Linear layers with a product of low rank beside them, in one pass over the output (LoRA, Hu et al. 2021):
+//! `y = alpha x Wᵀ + factor h Vᵀ + bias + beta y` and, backward, `dx = alpha dy W + factor h V + beta dx`.
+//!
+//! The rank stays a `k` of its own: where a register tile of the blocked product is written first, the low-rank product adds
+//! to it while it is in the first-level cache. As a product of its own it would read and write all of the output for a few multiply-adds
+//! an element, which takes a tenth of the time of a layer.
+//!
+//! Error and determinism are those of [`crate::gemm`]. Few rows or columns, where the output is small beside the weight, take two
+//! products.
+
+#[cfg(test)]
+mod tests;
+
+use crate::format::Weight;
+use crate::gemm::MatRef;
+use crate::gemm::blocked::{Sizes, blocked_with};
+use crate::gemm::kernel::{Epilogue, Kernels, Tile, kernels};
+use crate::gemm::pack::{COLUMNS, GROUP, Panels, Part, pack_a};
+use crate::gemm::scratch::with_scratch;
+use crate::linear::{self, floats};
+use crate::pool::{Disjoint, Pool};
+use crate::quant::decoder;
+
+/// Rows or columns up to which two products are taken.
+const FEW: usize = 16;
+
+/// Values of the rank that are packed at a time.
+const STEP: usize = 16;
+
+/// The product of low rank: `factor h Vᵀ` forward, with `V` `[n, r]`, and `factor h V` backward, with `V` `[r, n]`.
+#[derive(Clone, Copy, Debug)]
+pub struct LowRank<'a> {
+    /// Multiplies the product.
+    pub factor: f32,
+    /// `[m, r]`.
+    pub h: &'a [f32],
+    /// The other side.
+    pub v: Weight<'a>,
+}
+
+/// `y = alpha x Wᵀ + factor h Vᵀ + bias + beta y`: `x` is `[m, w.cols]`, `y` is `[m, w.rows]`.
+///
+/// `y` is overwritten, not read, when `beta` is zero.
+///
+/// # Panics
+/// When a length does not match, or a weight has no columns.
+#[track_caller]
+#[expect(clippy::too_many_arguments, reason = "the signature of a linear layer and the other product")]
+pub fn low_rank_linear(
+    pool: &Pool,
+    m: usize,
+    alpha: f32,
+    x: &[f32],
+    w: &Weight<'_>,
+    low: &LowRank<'_>,
+    bias: Option<&[f32]>,
+    y: &mut [f32],
+    beta: f32,
+) {
+    assert_eq!(low.v.rows, w.rows, "both weights have the output's columns");
+    if m <= FEW || w.rows <= FEW {
+        linear::linear(pool, m, alpha, x, w, bias, y, beta);
+        return linear::linear(pool, m, low.factor, low.h, &low.v, None, y, 1.0);
+    }
+    let sizes = Sizes { m, n: w.rows, k: w.cols };
+    linear::check(sizes, x, w, y);
+    linear::check(Sizes { k: low.v.cols, ..sizes }, low.h, &low.v, y);
+    assert!(bias.is_none_or(|bias| bias.len() == w.rows), "bias does not match the weight's rows");
+    both(pool, sizes, x, &transposed(pool, w), low, low.v.cols, &transposed(pool, &low.v), y, Epilogue { alpha, beta, bias });
+}
+
+/// `dx = alpha dy W + factor h V + beta dx`: `dy` is `[m, w.rows]`, `dx` is `[m, w.cols]`.
+///
+/// `dx` is overwritten, not read, when `beta` is zero.
+///
+/// # Panics
+/// When a length does not match, or a weight has no rows.
+#[track_caller]
+#[expect(clippy::too_many_arguments, reason = "the signature of a linear layer and the other product")]
+pub fn low_rank_linear_dx(
+    pool: &Pool,
+    m: usize,
+    alpha: f32,
+    dy: &[f32],
+    w: &Weight<'_>,
+    low: &LowRank<'_>,
+    dx: &mut [f32],
+    beta: f32,
+) {
+    assert_eq!(low.v.cols, w.cols, "both weights have the output's columns");
+    if m <= FEW || w.cols <= FEW {
+        linear::linear_dx(pool, m, alpha, dy, w, dx, beta);
+        return linear::linear_dx(pool, m, low.factor, low.h, &low.v, dx, 1.0);
+    }
+    let sizes = Sizes { m, n: w.cols, k: w.rows };
+    linear::check(sizes, dy, w, dx);
+    linear::check(Sizes { k: low.v.rows, ..sizes }, low.h, &low.v, dx);
+    both(pool, sizes, dy, &straight(pool, w), low, low.v.rows, &straight(pool, &low.v), dx, Epilogue { alpha, beta, bias: None });
+}
+
+/// A weight as the right operand of the forward product.
+fn transposed<'a>(pool: &Pool, w: &Weight<'a>) -> Panels<'a> {
+    match floats(w) {
+        Some(data) => Panels::Dense(MatRef::new(data, w.cols).transposed()),
+        None => Panels::Transposed(*w, decoder(pool.isa(), w.format)),
+    }
+}
+
+/// A weight as the right operand of the gradient.
+fn straight<'a>(pool: &Pool, w: &Weight<'a>) -> Panels<'a> {
+    match floats(w) {
+        Some(data) => Panels::Dense(MatRef::new(data, w.cols)),
+        None => Panels::Straight(*w, decoder(pool.isa(), w.format)),
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "one private hop from two public signatures")]
+fn both(
+    pool: &Pool,
+    sizes: Sizes,
+    x: &[f32],
+    w: &Panels<'_>,
+    low: &LowRank<'_>,
+    rank: usize,
+    v: &Panels<'_>,
+    out: &mut [f32],
+    epilogue: Epilogue<'_>,
+) {
+    let Sizes { n, k, .. } = sizes;
+    let kernels = kernels(pool.isa());
+    with_scratch(rank * n.next_multiple_of(GROUP), |panels| {
+        let width = COLUMNS.max(v.units().1);
+        for j0 in (0..n).step_by(width) {
+            let cols = width.min(n - j0);
+            v.pack(kernels, Part { k0: 0, k: rank, j0, cols }, &mut panels[j0 * rank..][..cols.next_multiple_of(GROUP) * rank]);
+        }
+        let second = Second { factor: low.factor, rank, h: MatRef::new(low.h, rank), panels };
+        blocked_with(pool, sizes, &MatRef::new(x, k), w, Disjoint::new(out), n, epilogue, Some(&second));
+    });
+}
+
+/// A product of low rank that is added to tiles of another's output.
+pub(crate) struct Second<'a> {
+    factor: f32,
+    rank: usize,
+    /// `[m, rank]`.
+    h: MatRef<'a>,
+    /// Panels of the other side, `rank` values for each column.
+    panels: &'a [f32],
+}
+
+impl Second<'_> {
+    /// Adds to the tile of the output at row `i` and column `j`, a multiple of the panels' width.
+    ///
+    /// # Safety
+    /// `c` points to `rows` rows of `cols` values, `ldc` apart, and nobody else uses them.
+    pub(crate) unsafe fn add(
+        &self,
+        kernels: &Kernels,
+        (i, rows): (usize, usize),
+        (j, cols): (usize, usize),
+        c: *mut f32,
+        ldc: usize,
+    ) {
+        let mut packed = [0f32; STEP * STEP];
+        for first in (0..self.rank).step_by(STEP) {
+            let k = STEP.min(self.rank - first);
+            pack_a(kernels, &self.h, (i, rows), (first, k), &mut packed[..rows * k]);
+            let b = &self.panels[j * self.rank + first * kernels.nr..];
+            // SAFETY: both operands are packed for these sizes; the output by the caller's promise.
+            unsafe {
+                (kernels.tile)(&Tile {
+                    rows,
+                    cols,
+                    k,
+                    a: packed.as_ptr(),
+                    b: b.as_ptr(),
+                    b_stride: kernels.nr,
+                    c,
+                    ldc,
+                    alpha: self.factor,
+                    beta: 1.0,
+                    bias: std::ptr::null(),
+                });
+            }
+        }
+    }
+}
