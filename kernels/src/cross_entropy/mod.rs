@@ -13,7 +13,7 @@
 //! are left out of the products altogether, by packing the others together. Outputs are
 //! overwritten.
 //!
-//! The vocabulary passes by tile by tile ([`stream`]). A head that is not trained needs two products
+//! The vocabulary passes by tile by tile (`stream.rs`). A head that is not trained needs two products
 //! for loss and gradient: as in flash attention, the gradient adds `e^(z - top) W` under the
 //! largest logit so far and is rescaled when a larger one comes, so that `lse` need not be
 //! known. Only smoothing needs it, and there a second pass follows the first.

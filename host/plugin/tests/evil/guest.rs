@@ -1,6 +1,6 @@
 //! `plugins/evil`: misuse in every hook of every kind. Without a guest toolchain these tests say so and pass.
 
-use swift_graph::{DType, Dim, Graph, NodeId, Shape, SymbolId, Type};
+use swift_graph::{DType, Dim, Graph, NodeId, OpRule, Shape, SymbolId, Type};
 use swift_plugin::{
     BatchBinding, Error, Grants, Head, HostConfig, LimitConfig, LogSink, Mode, ParamInfo, Plugin, PluginHost, SiteBinding,
     StepBinding, TracedModel,

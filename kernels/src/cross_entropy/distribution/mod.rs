@@ -13,7 +13,7 @@
 //!
 //! where `S`, the share of `p`, is the first term of that sum (of `KL(p|q)` it is all). Every row counts.
 //!
-//! Tiles of the vocabulary pass as in cross-entropy ([`super::stream`]): one pass forward, two for a mixture,
+//! Tiles of the vocabulary pass as in cross-entropy (`stream.rs` beside this folder): one pass forward, two for a mixture,
 //! whose logarithm needs both log-sum-exps first; one pass backward, which computes logits again.
 //! Outputs are overwritten. Results do not depend on the number of threads.
 
