@@ -3,11 +3,13 @@
 use super::*;
 use crate::format::Format;
 
+/// Width, hidden states, weight, and its bytes.
+type Operands = (usize, Vec<f32>, Vec<f32>, Vec<u8>);
+
 struct Case {
     n: usize,
     vocab: usize,
-    /// By head: width, hidden states, weight, its bytes.
-    heads: [(usize, Vec<f32>, Vec<f32>, Vec<u8>); 2],
+    heads: [Operands; 2],
     bends: [(Option<f32>, f32); 2],
 }
 
