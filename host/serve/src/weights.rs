@@ -88,7 +88,7 @@ fn unsupported(recipe: &Recipe) -> ServeError {
 
 impl AdaptedModel {
     /// Puts every parameter into `store`: base weights in the checkpoint's own format without a copy, except those that are trained,
-    /// which become f32; the adapter's from their declared distributions, keyed by (seed, name).
+    /// which become f32, and those that [`AdaptedModel::quantize`] rounds; the adapter's from their declared distributions, keyed by (seed, name).
     ///
     /// # Errors
     /// When a tensor is missing or has another shape than the plugin declares.
@@ -141,14 +141,17 @@ impl AdaptedModel {
             store.insert_f32(&decl.name, view.shape.clone(), floats(&view))?;
             return Ok(());
         }
-        let bytes = match &view.data {
+        if self.is_rounded(&decl.name) {
+            return self.insert_rounded(store, &decl.name, view.shape.clone(), &floats(&view));
+        }
+        let bytes = match view.data {
             std::borrow::Cow::Borrowed(bytes) => {
                 let owner = Mapped { checkpoint: self.checkpoint.clone(), recipe: recipe.clone() };
                 Bytes::new(Arc::new(owner), 0..bytes.len())?
             }
-            std::borrow::Cow::Owned(bytes) => Bytes::from(bytes.clone()),
+            std::borrow::Cow::Owned(bytes) => Bytes::from(bytes),
         };
-        store.insert_weight(&decl.name, storage(view.format), view.shape.clone(), bytes)?;
+        store.insert_weight(&decl.name, storage(view.format), view.shape, bytes)?;
         Ok(())
     }
 

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::QuantizationArgs;
+
 /// Which model.
 #[derive(Clone, Debug, Default, Args)]
 #[command(rename_all = "snake_case")]
@@ -20,6 +22,8 @@ pub(crate) struct ModelArgs {
     /// Tuner plugin of the adapter [default: by its configuration].
     #[arg(long, help_heading = "Model", value_name = "PLUGIN")]
     pub(crate) tuner_type: Option<String>,
+    #[command(flatten)]
+    pub(crate) quantization: QuantizationArgs,
 }
 
 /// `infer`.
