@@ -152,6 +152,10 @@ impl Simd for Avx512 {
         unsafe { (_mm512_getmant_ps::<_MM_MANT_NORM_1_2, _MM_MANT_SIGN_SRC>(x), _mm512_getexp_ps(x)) }
     }
     #[inline(always)]
+    fn swap_pairs(self, a: __m512) -> __m512 {
+        unsafe { _mm512_permute_ps::<0b10_11_00_01>(a) }
+    }
+    #[inline(always)]
     fn sum(self, a: __m512) -> f32 {
         unsafe { _mm512_reduce_add_ps(a) }
     }
