@@ -1,5 +1,6 @@
 //! Against numbers that other software computed; `golden/README.md` says which and how.
 
 mod families;
+mod gguf;
 mod quantized;
 mod smollm2;
