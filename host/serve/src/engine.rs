@@ -434,17 +434,18 @@ fn draw(
 /// Ends an answer whose samplers fail; its neighbours go on.
 fn fail(sequence: &mut Sequence, failure: String, tokenizer: Option<&Tokenizer>) -> Result<Update> {
     let text = tokenizer.map(|tokenizer| sequence.text.finish(tokenizer)).transpose()?.map_or_else(String::new, |rest| rest.text);
-    Ok(Update { request: sequence.id, choice: sequence.choice, token: None, text, finished: Some(Stop::Failed), failure: Some(failure) })
+    Ok(Update {
+        request: sequence.id,
+        choice: sequence.choice,
+        token: None,
+        text,
+        finished: Some(Stop::Failed),
+        failure: Some(failure),
+    })
 }
 
 /// Appends the drawn token to a sequence.
-fn advance(
-    sequence: &mut Sequence,
-    logits: &[f32],
-    id: i32,
-    capacity: usize,
-    tokenizer: Option<&Tokenizer>,
-) -> Result<Update> {
+fn advance(sequence: &mut Sequence, logits: &[f32], id: i32, capacity: usize, tokenizer: Option<&Tokenizer>) -> Result<Update> {
     let request = &sequence.request;
     let (text, finished, failure) = (String::new(), None, None);
     let mut update = Update { request: sequence.id, choice: sequence.choice, token: None, text, finished, failure };

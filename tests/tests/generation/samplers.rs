@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use swift_graph::{Bindings, DType, Dim, Graph, SymbolId, Type};
 use swift_runtime::{HostTensor, Inputs};
-use swift_serve::{Batching, Engine, EngineOptions, Request, RequestId, Sampling, SamplerId, Stop, compile};
+use swift_serve::{Batching, Engine, EngineOptions, Request, RequestId, SamplerId, Sampling, Stop, compile};
 use swift_tests::{Lab, Loaded, golden, json as read_json, swift_host, workspace};
 use swift_train::text_of;
 
@@ -69,9 +69,12 @@ impl Bench {
 fn transforms_keep_what_transformers_keeps() {
     let lab = Lab::new(1);
     let golden = read_json(golden("samplers.json"));
-    let rows: Vec<Vec<f32>> = golden["rows"].as_array().unwrap().iter().map(|row| {
-        row.as_array().unwrap().iter().map(|x| x.as_f64().map_or(f32::NEG_INFINITY, |x| x as f32)).collect()
-    }).collect();
+    let rows: Vec<Vec<f32>> = golden["rows"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row.as_array().unwrap().iter().map(|x| x.as_f64().map_or(f32::NEG_INFINITY, |x| x as f32)).collect())
+        .collect();
     let width = rows[0].len();
     for case in golden["cases"].as_array().unwrap() {
         let plugin = lab.plugin(case["plugin"].as_str().unwrap());
@@ -138,7 +141,10 @@ fn answers_match_what_their_samplers_demand() {
     let fine = bench.engine.submit(bench.request("How many?", &[word], 1.0)).unwrap();
     let answers = bench.drain();
     let (text, stop, failure) = &answers[&none];
-    assert!(text.is_empty() && *stop == Some(Stop::Failed) && failure.as_ref().unwrap().contains("allows no token"), "{failure:?}");
+    assert!(
+        text.is_empty() && *stop == Some(Stop::Failed) && failure.as_ref().unwrap().contains("allows no token"),
+        "{failure:?}"
+    );
     assert_eq!(answers[&fine].0, "forty-two apples");
 }
 
@@ -157,9 +163,13 @@ fn draws_with_samplers_repeat_with_their_seed_whatever_else_is_asked() {
 #[test]
 fn configurations_that_make_no_sampler_are_refused() {
     let mut bench = Bench::new();
-    let cases = [("regex", json!({}), "`pattern` is missing"), ("regex", json!({ "pattern": "(" }), "makes no automaton"),
-        ("typical", json!({ "mass": 2.0 }), "between 0 and 1"), ("json", json!({ "root": "tree" }), "unknown variant `tree`"),
-        ("lora", json!({}), "is no sampler plugin")];
+    let cases = [
+        ("regex", json!({}), "`pattern` is missing"),
+        ("regex", json!({ "pattern": "(" }), "makes no automaton"),
+        ("typical", json!({ "mass": 2.0 }), "between 0 and 1"),
+        ("json", json!({ "root": "tree" }), "unknown variant `tree`"),
+        ("lora", json!({}), "is no sampler plugin"),
+    ];
     for (name, config, word) in cases {
         let plugin = bench.lab.plugin(name);
         let refused = bench.engine.add_sampler(&plugin, &config.to_string(), &bench.lab.device, &bench.loaded.store);
@@ -171,7 +181,8 @@ fn configurations_that_make_no_sampler_are_refused() {
 #[test]
 fn the_command_line_takes_samplers() {
     let dir = tempfile::tempdir().unwrap();
-    let line = "infer --model swift-tiny --prompt hi --sampler regex:pattern=[0-9]{4} --sampler typical:mass=0.8 --temperature 1.2";
+    let line =
+        "infer --model swift-tiny --prompt hi --sampler regex:pattern=[0-9]{4} --sampler typical:mass=0.8 --temperature 1.2";
     let four = |text: &str| text.len() == 5 && text.trim_end().bytes().all(|b| b.is_ascii_digit());
     let ran = swift_host(dir.path(), line).ok();
     assert!(four(&ran.stdout), "{:?}", ran.stdout);

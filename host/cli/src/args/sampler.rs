@@ -49,7 +49,10 @@ mod tests {
     fn configurations_are_read_in_both_forms() {
         let of = |text: &str| text.parse::<SamplerArg>().map(|s| (s.plugin, s.config));
         assert_eq!(of("typical"), Ok(("typical".into(), json!({}))));
-        assert_eq!(of("a/b.wasm:mass=0.5,deep=true,name=x"), Ok(("a/b.wasm".into(), json!({ "mass": 0.5, "deep": true, "name": "x" }))));
+        assert_eq!(
+            of("a/b.wasm:mass=0.5,deep=true,name=x"),
+            Ok(("a/b.wasm".into(), json!({ "mass": 0.5, "deep": true, "name": "x" })))
+        );
         assert_eq!(of(r#"regex:{"pattern": "a,b=:c"}"#), Ok(("regex".into(), json!({ "pattern": "a,b=:c" }))));
         assert_eq!(of("regex:pattern=(yes|no)"), Ok(("regex".into(), json!({ "pattern": "(yes|no)" }))));
         assert!(of("regex:{").unwrap_err().contains("not JSON"));

@@ -8,8 +8,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Value, json};
 use swift_data::{Encoder, Turn};
 use swift_formats::{Generation, read_json};
-use swift_runtime::{Device, Store};
 use swift_plugin::Plugin;
+use swift_runtime::{Device, Store};
 use swift_serve::{AdaptedModel, Engine, EngineOptions, Request, RequestId, SamplerId, Sampling};
 use swift_train::{Text, text_of};
 

@@ -100,7 +100,10 @@ pub(crate) fn assign(environment: &Environment, args: &RunArgs) -> Result<Job> {
         return Ok(Job::Answer { model_plugin: train.model_plugin, samplers });
     }
     if let Some(sampler) = samplers.first() {
-        bail!("`{}` is a sampler, which has no part in training; `infer --sampler` uses it with what was trained", sampler.plugin);
+        bail!(
+            "`{}` is a sampler, which has no part in training; `infer --sampler` uses it with what was trained",
+            sampler.plugin
+        );
     }
     Ok(Job::Train(Box::new(train)))
 }

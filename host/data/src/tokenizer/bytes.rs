@@ -118,7 +118,8 @@ mod tests {
 
     #[test]
     fn marks_and_parts_of_words_are_read() {
-        let cases = [(Spelling::Marks, "\u{2581}a\u{2581}", " a "), (Spelling::Marks, "<0x0A>", "\n"), (Spelling::Words, "##ing", "ing")];
+        let cases =
+            [(Spelling::Marks, "\u{2581}a\u{2581}", " a "), (Spelling::Marks, "<0x0A>", "\n"), (Spelling::Words, "##ing", "ing")];
         for (spelling, token, want) in cases {
             assert_eq!(spelling.bytes(token), want.as_bytes());
         }

@@ -143,11 +143,8 @@ const CHATGLM: Pairs = &[
     ("ffn_up", "mlp.dense_h_to_4h"),
     ("ffn_down", "mlp.dense_4h_to_h"),
 ];
-const BAICHUAN: Pairs = &[
-    ("attn_norm", "input_layernorm"),
-    ("attn_q+attn_k+attn_v", "self_attn.W_pack"),
-    ("attn_output", "self_attn.o_proj"),
-];
+const BAICHUAN: Pairs =
+    &[("attn_norm", "input_layernorm"), ("attn_q+attn_k+attn_v", "self_attn.W_pack"), ("attn_output", "self_attn.o_proj")];
 const STABLELM_HEAD_NORMS: Pairs =
     &[("attn_q_norm", "self_attn.q_layernorm.norms.{}"), ("attn_k_norm", "self_attn.k_layernorm.norms.{}")];
 const GPT_NEOX_TOP: Pairs =

@@ -161,7 +161,10 @@ fn decoder(meta: &Metadata<'_>, model_type: &str) -> Result<Map<String, Json>> {
             if model_type == "qwen2_moe" {
                 let shared = meta.tensor("blk.0.ffn_up_shexp.weight").and_then(|t| t.shape().first().copied());
                 let width = meta.optional("expert_shared_feed_forward_length").or(shared.map(|d| d as u64));
-                set("shared_expert_intermediate_size", json!(width.ok_or_else(|| meta.missing("expert_shared_feed_forward_length"))?));
+                set(
+                    "shared_expert_intermediate_size",
+                    json!(width.ok_or_else(|| meta.missing("expert_shared_feed_forward_length"))?),
+                );
             }
         }
         "gemma2" | "gemma3_text" => {
@@ -231,7 +234,13 @@ fn deepseek(meta: &Metadata<'_>, config: &mut Map<String, Json>, v3: bool) -> Re
     let used = meta.optional("expert_group_used_count").filter(|&n| n > 0).or(released.then_some(4)).unwrap_or(1);
     set("n_group", json!(groups));
     set("topk_group", json!(used));
-    let method = if v3 { "noaux_tc" } else if groups > 1 { "group_limited_greedy" } else { "greedy" };
+    let method = if v3 {
+        "noaux_tc"
+    } else if groups > 1 {
+        "group_limited_greedy"
+    } else {
+        "greedy"
+    };
     set("topk_method", json!(method));
     set("norm_topk_prob", json!(meta.flag("expert_weights_norm").unwrap_or(false)));
     set("routed_scaling_factor", json!(meta.float("expert_weights_scale").unwrap_or(1.0)));

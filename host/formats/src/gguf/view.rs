@@ -59,7 +59,9 @@ impl Model {
     }
 
     fn is_turned(&self, name: &str) -> bool {
-        self.architecture.turned && self.architecture.in_block(name) && name.ends_with(".weight")
+        self.architecture.turned
+            && self.architecture.in_block(name)
+            && name.ends_with(".weight")
             && matches!(self.architecture.find(&self.file, name), Some(Stored::Whole(t)) if t.dims.len() == 2)
     }
 
@@ -88,7 +90,10 @@ impl Model {
             Stored::Latent { keys, values } => {
                 let (keys, values) = (self.whole(keys)?, self.whole(values)?);
                 latent(&keys, &values).ok_or_else(|| {
-                    let reason = format!("`{name}` is stored as {} {:?} and {} {:?}", keys.format, keys.shape, values.format, values.shape);
+                    let reason = format!(
+                        "`{name}` is stored as {} {:?} and {} {:?}",
+                        keys.format, keys.shape, values.format, values.shape
+                    );
                     FormatError::unsupported(path, reason)
                 })
             }
@@ -136,7 +141,10 @@ impl Model {
 /// Rows one after the other; `None` where formats or widths differ.
 fn join(parts: &[TensorView<'_>]) -> Option<TensorView<'static>> {
     let first = parts.first()?;
-    if parts.iter().any(|part| part.format != first.format || part.shape.len() != first.shape.len() || part.shape[1..] != first.shape[1..]) {
+    if parts
+        .iter()
+        .any(|part| part.format != first.format || part.shape.len() != first.shape.len() || part.shape[1..] != first.shape[1..])
+    {
         return None;
     }
     let mut shape = first.shape.clone();
