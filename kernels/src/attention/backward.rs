@@ -1,223 +1,328 @@
-//! The backward pass of one head over one run.
+//! The backward pass of the query heads of one key head over part of the keys of one run.
 //!
 //! ```text
-//! P^T  = e^(K Q^T - lse)       dP^T = V dO^T       dS^T = P^T (dP^T - D),  D = rowsum(dO O)
-//! dV  += P^T dO                dK  += dS^T Q       dQ  += dS K
+//! S = Q K^T     P = 2^(S - lse)     dP = dO V^T     dS = P (dP - D),  D = rowsum(dO O)
+//! dV += P^T dO  dK += dS^T Q        dQ += dS K      keys are lanes
 //! ```
 //!
-//! Tiles of queries are the outer loop: `dQ` stays in scratch, `dK` and `dV` accumulate over
-//! them in order. Query heads that share a key head have `dK` and `dV` of their own, which are
-//! added in the order of the heads afterwards.
+//! Tiles of keys are the outer loop: they are transposed once for all query heads of the key head, and
+//! their `dK` and `dV` stay in cache until they are complete. `dQ` is added to tile by tile, in the
+//! order of the keys. Of a tile that the mask cuts through, each panel of keys is computed for the
+//! queries that see any of it, and each block of rows of a gradient sums what concerns it.
 
-use super::Spec;
 use super::forward::Keys;
-use super::product::{Layout, Product};
-use super::tile::{self, Queries, TILE, mask, padded};
+use super::product::{Left, Product, Right};
+use super::tile::{self, Bias, PANEL, QUERIES, Queries, Units, padded};
+use super::{Inputs, Saved, Spec};
 use crate::gemm::scratch::with_scratch;
 use crate::isa::Isa;
 use crate::pool::Disjoint;
-use crate::simd::{math, simd_fn};
+use crate::simd::{Simd, math, simd_fn};
+use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
-/// Buffers of the shape of the queries, and what belongs to the head.
+/// Keys of a tile.
+pub(super) const KEYS: usize = 96;
+
+/// Where the gradient of a query head goes: row `i` of the run at `i * stride`, `padded(head_dim)` floats.
 #[derive(Clone, Copy)]
-pub(super) struct Head<'a> {
-    pub(super) q: &'a [f32],
-    pub(super) o: &'a [f32],
-    pub(super) d_o: &'a [f32],
-    /// One for each token.
-    pub(super) lse: &'a [f32],
-    pub(super) number: usize,
+pub(super) struct Rows {
+    pub(super) start: *mut f32,
+    pub(super) stride: usize,
 }
 
-/// Adds what the queries `rows` of a run contribute to `d_k` and `d_v` (`run.len()` rows of
-/// `padded(head_dim)` and `padded(value_dim)`) and gives each of their `d_q` to `out`. `keys` start
-/// at the run. Gradients of a bias are written where they are not zero.
-pub(super) fn run(
+/// Part of the work.
+pub(super) struct Part<'a> {
+    pub(super) run: Range<usize>,
+    pub(super) kv_head: usize,
+    /// Keys of the run, from a multiple of [`KEYS`].
+    pub(super) keys: Range<usize>,
+    /// Tiles of queries that were given gradients, for each query head.
+    pub(super) visited: &'a mut [bool],
+}
+
+/// Gives the gradients of the keys and values of `part` to `out`, and adds to the gradients of the
+/// queries at `d_q(head)`, or begins those of tiles that are not visited yet. Gradients of a bias are
+/// written where they are not zero.
+///
+/// # Safety
+/// Nobody else uses `d_q` of these heads, which has rows for the run.
+pub(super) unsafe fn run(
     isa: Isa,
     spec: &Spec,
-    head: Head<'_>,
+    x: &Inputs<'_>,
+    saved: &Saved<'_>,
     keys: Keys<'_>,
-    run: Range<usize>,
-    rows: Range<usize>,
-    d_k: &mut [f32],
-    d_v: &mut [f32],
+    part: Part<'_>,
+    d_q: impl Fn(usize) -> Rows,
     d_bias: Option<&Disjoint<'_, f32>>,
-    mut out: impl FnMut(usize, &[f32]),
+    mut out: impl FnMut(usize, &[f32], &[f32]),
 ) {
-    let (dim, value_dim) = (spec.head_dim, spec.value_dim);
-    let (width, value_width) = (padded(dim), padded(value_dim));
-    assert!(d_k.len() >= run.len() * width && d_v.len() >= run.len() * value_width);
-    let biased = keys.bias.map_or(0, |_| TILE * TILE);
-    let floats = TILE * (dim + value_dim + 2 * TILE + 3 * width + 2 * value_width) + 2 * biased;
+    let (dim, value_dim, len, group) = (spec.head_dim, spec.value_dim, part.run.len(), spec.group());
+    let (width, value_width, n) = (padded(dim), padded(value_dim), saved.lse.len() / spec.heads);
+    let (q_stride, o_stride) = (spec.q_width(), spec.o_width());
+    let tiles: Vec<Queries> = (0..len)
+        .step_by(QUERIES)
+        .map(|begin| Queries::new(spec, len, (begin..len.min(begin + QUERIES)).map(|i| ((part.run.start + i) * spec.heads, i))))
+        .collect();
+    let units = Units::new(spec, x.bias.is_some());
+    let floats =
+        KEYS * (dim + value_dim + 2 * width + value_width) + QUERIES * (2 * KEYS + width + value_width) + 2 * group * len;
     with_scratch(floats, |scratch| {
-        let (qt, rest) = scratch.split_at_mut(TILE * dim);
-        let (d_ot, rest) = rest.split_at_mut(TILE * value_dim);
-        let (p, rest) = rest.split_at_mut(TILE * TILE);
-        let (d_s, rest) = rest.split_at_mut(TILE * TILE);
-        let (q, rest) = rest.split_at_mut(TILE * width);
-        let (d_o, rest) = rest.split_at_mut(TILE * value_width);
-        let (packed_k, rest) = rest.split_at_mut(TILE * width);
-        let (packed_v, rest) = rest.split_at_mut(TILE * value_width);
-        let (d_q, rest) = rest.split_at_mut(TILE * width);
-        let (bias, d_bias_t) = rest.split_at_mut(biased);
-        for begin in rows.clone().step_by(TILE) {
-            let count = TILE.min(rows.end - begin);
-            let first = run.start + begin;
-            let places = (0..count).map(|i| ((first + i) * spec.heads + head.number, begin + i));
-            let queries = Queries::new(spec, run.len(), places);
-            queries.transpose(isa, head.q, dim, spec.scale, qt);
-            queries.transpose(isa, head.d_o, value_dim, 1.0, d_ot);
-            queries.pack(head.q, dim, spec.scale, q);
-            queries.pack(head.d_o, value_dim, 1.0, d_o);
-            let mut state = Rows { lse: [0.0; TILE], delta: [0.0; TILE] };
-            state.lse[..count].copy_from_slice(&head.lse[first..][..count]);
-            for (lane, delta) in state.delta[..count].iter_mut().enumerate() {
-                let o = &head.o[queries.row[lane] * value_dim..][..value_dim];
-                *delta = dot(isa, o, &d_o[lane * value_width..][..value_dim]);
+        let (kt, rest) = scratch.split_at_mut(KEYS * dim);
+        let (vt, rest) = rest.split_at_mut(KEYS * value_dim);
+        let (d_k, rest) = rest.split_at_mut(KEYS * width);
+        let (d_v, rest) = rest.split_at_mut(KEYS * value_width);
+        let (p, rest) = rest.split_at_mut(QUERIES * KEYS);
+        let (d_s, rest) = rest.split_at_mut(QUERIES * KEYS);
+        let (packed_k, rest) = rest.split_at_mut(KEYS * width);
+        let (packed_q, rest) = rest.split_at_mut(QUERIES * width);
+        let (packed_d_o, rest) = rest.split_at_mut(QUERIES * value_width);
+        let (lse, delta) = rest.split_at_mut(group * len);
+        let heads = part.kv_head * group..(part.kv_head + 1) * group;
+        for (head, (lse, delta)) in heads.clone().zip(lse.chunks_exact_mut(len).zip(delta.chunks_exact_mut(len))) {
+            for (i, (lse, delta)) in lse.iter_mut().zip(delta).enumerate() {
+                let token = part.run.start + i;
+                let at = token * o_stride + head * value_dim;
+                *lse = saved.lse[head * n + token] * LOG2_E;
+                *delta = dot(isa, &saved.o[at..][..value_dim], &saved.d_o[at..][..value_dim]);
             }
-            d_q.fill(0.0);
-            let lanes = queries.lanes();
-            for tile in queries.tiles() {
-                let (start, len) = (tile.start, tile.len());
-                let (k, k_stride) = tile::rows(&keys.k[start * keys.k_stride..], len, keys.k_stride, dim, packed_k);
-                let (v, v_stride) = tile::rows(&keys.v[start * keys.v_stride..], len, keys.v_stride, value_dim, packed_v);
-                let d_k = &mut d_k[start * width..][..len * width];
-                let d_v = &mut d_v[start * value_width..][..len * value_width];
-                let scores = Product {
-                    m: len,
-                    n: lanes,
-                    k: dim,
-                    a: k,
-                    a_row: k_stride,
-                    a_step: 1,
-                    b: qt.as_ptr(),
-                    b_layout: Layout::Panels,
-                    c: p.as_mut_ptr(),
-                    ldc: TILE,
-                    adds: false,
-                };
-                // SAFETY: `len` rows of keys and values, `dim` rows of transposed queries, whole tiles.
-                unsafe {
-                    scores.run(isa);
-                    Product { k: value_dim, a: v, a_row: v_stride, b: d_ot.as_ptr(), c: d_s.as_mut_ptr(), ..scores }.run(isa);
-                }
-                if let Some(from) = &keys.bias {
-                    from.transpose(&queries, &tile, bias);
-                }
-                chain(isa, spec, &queries, tile.clone(), &state, bias, p, d_s, d_bias_t);
-                if let (Some(from), Some(out)) = (&keys.bias, d_bias) {
-                    for (lane, &row) in queries.row[..count].iter().enumerate() {
-                        // SAFETY: the scores of one query belong to one task.
-                        let out = unsafe { out.slice(from.at(row, start), len) };
-                        for (out, d) in out.iter_mut().zip(d_bias_t[lane..].iter().step_by(TILE)) {
-                            *out = *d;
+        }
+        for start in part.keys.clone().step_by(KEYS) {
+            let tile = start..part.keys.end.min(start + KEYS);
+            let k = &keys.k[start * keys.k_stride..];
+            tile::transpose(isa, k, tile.len(), keys.k_stride, dim, kt);
+            tile::transpose(isa, &keys.v[start * keys.v_stride..], tile.len(), keys.v_stride, value_dim, vt);
+            let (k, k_layout) = tile::right(k, tile.len(), keys.k_stride, dim, KEYS, packed_k);
+            let mut begun = false;
+            for (member, head) in heads.clone().enumerate() {
+                let d_q = d_q(head);
+                for (number, queries) in tiles.iter().enumerate() {
+                    let Some(seen) = Seen::new(queries, &tile) else { continue };
+                    let (count, begin) = (queries.count, number * QUERIES);
+                    let token = part.run.start + begin;
+                    let q = &x.q[token * q_stride + head * dim..];
+                    let d_o = &saved.d_o[token * o_stride + head * value_dim..];
+                    for panel in (0..tile.len()).step_by(PANEL) {
+                        let lanes = panel..tile.len().min(panel + PANEL);
+                        let (pitch, rows) = (padded(lanes.len()), seen.rows(&lanes, count));
+                        if rows.is_empty() {
+                            hide(panel, pitch, 0..count, d_s);
+                            continue;
                         }
+                        let scores = Product {
+                            m: rows.len(),
+                            n: pitch,
+                            k: dim,
+                            a: q[rows.start * q_stride..].as_ptr(),
+                            left: Left::Rows(q_stride),
+                            b: kt[panel * dim..].as_ptr(),
+                            right: Right::Rows(pitch),
+                            c: p[rows.start * KEYS + panel..].as_mut_ptr(),
+                            ldc: KEYS,
+                            adds: false,
+                            terms: &[],
+                        };
+                        // SAFETY: `count` rows of queries and gradients, whole panels of transposed keys and
+                        // values, and whole tiles of scores.
+                        unsafe {
+                            scores.run(isa);
+                            Product {
+                                k: value_dim,
+                                a: d_o[rows.start * o_stride..].as_ptr(),
+                                left: Left::Rows(o_stride),
+                                b: vt[panel * value_dim..].as_ptr(),
+                                c: d_s[rows.start * KEYS + panel..].as_mut_ptr(),
+                                ..scores
+                            }
+                            .run(isa);
+                        }
+                        let chain =
+                            Chain { spec, units, queries, tile: &tile, head, rows: rows.clone(), lanes, whole: seen.whole };
+                        let at = member * len + begin..member * len + begin + count;
+                        chain_rule(isa, &chain, &lse[at.clone()], &delta[at], keys.bias.as_ref(), d_bias, p, d_s);
+                        hide(panel, pitch, 0..rows.start, d_s);
+                        hide(panel, pitch, rows.end..count, d_s);
                     }
-                }
-                let d_values = Product {
-                    m: len,
-                    n: value_width,
-                    k: count,
-                    a: p.as_ptr(),
-                    a_row: TILE,
-                    a_step: 1,
-                    b: d_o.as_ptr(),
-                    b_layout: Layout::Rows(value_width),
-                    c: d_v.as_mut_ptr(),
-                    ldc: value_width,
-                    adds: true,
-                };
-                let d_keys = Product {
-                    n: width,
-                    a: d_s.as_ptr(),
-                    b: q.as_ptr(),
-                    b_layout: Layout::Rows(width),
-                    c: d_k.as_mut_ptr(),
-                    ldc: width,
-                    ..d_values
-                };
-                // SAFETY: whole tiles in scratch; `len` rows in the gradients of the keys and values,
-                // `count` in those of the queries.
-                unsafe {
-                    d_values.run(isa);
-                    d_keys.run(isa);
-                    Product {
+                    let (d_o, d_o_layout) = tile::right(d_o, count, o_stride, value_dim, QUERIES, packed_d_o);
+                    let (q, q_layout) = tile::right(q, count, q_stride, dim, QUERIES, packed_q);
+                    let visited = &mut part.visited[member * tiles.len() + number];
+                    let d_values = Product {
+                        m: tile.len(),
+                        n: value_width,
+                        k: count,
+                        a: p.as_ptr(),
+                        left: Left::Columns(KEYS),
+                        b: d_o,
+                        right: d_o_layout,
+                        c: d_v.as_mut_ptr(),
+                        ldc: value_width,
+                        adds: begun,
+                        terms: seen.of_keys(tile.len()),
+                    };
+                    let d_keys =
+                        Product { n: width, a: d_s.as_ptr(), b: q, right: q_layout, c: d_k.as_mut_ptr(), ldc: width, ..d_values };
+                    let d_queries = Product {
                         m: count,
                         n: width,
-                        k: len,
+                        k: tile.len(),
                         a: d_s.as_ptr(),
-                        a_row: 1,
-                        a_step: TILE,
+                        left: Left::Rows(KEYS),
                         b: k,
-                        b_layout: Layout::Rows(k_stride),
-                        c: d_q.as_mut_ptr(),
-                        ldc: width,
-                        adds: true,
+                        right: k_layout,
+                        c: d_q.start.wrapping_add(begin * d_q.stride),
+                        ldc: d_q.stride,
+                        adds: std::mem::replace(visited, true),
+                        terms: seen.of_queries(count),
+                    };
+                    // SAFETY: whole tiles in scratch; the gradients have a row for each key, or query.
+                    unsafe {
+                        d_values.run(isa);
+                        d_keys.run(isa);
+                        d_queries.run(isa);
                     }
-                    .run(isa);
+                    begun = true;
                 }
             }
-            for (lane, d_q) in d_q.chunks_exact_mut(width).take(count).enumerate() {
-                tile::scale(isa, d_q, spec.scale);
-                out(first + lane, &d_q[..dim]);
+            if !begun {
+                // No query sees these keys.
+                d_k.fill(0.0);
+                d_v.fill(0.0);
+            }
+            let rows = d_k.chunks_exact(width).zip(d_v.chunks_exact(value_width));
+            for (key, (d_k, d_v)) in tile.zip(rows) {
+                out(key, &d_k[..dim], &d_v[..value_dim]);
             }
         }
     });
 }
 
-/// What the backward pass needs of each lane's row.
-struct Rows {
-    lse: [f32; TILE],
-    delta: [f32; TILE],
+/// What a tile of queries sees of a tile of keys.
+struct Seen {
+    whole: bool,
+    /// Keys that each query sees, and queries that see each key.
+    queries: [Range<u32>; QUERIES],
+    keys: [Range<u32>; KEYS],
+}
+
+impl Seen {
+    /// `None` if they see nothing.
+    fn new(queries: &Queries, tile: &Range<usize>) -> Option<Seen> {
+        let count = queries.count;
+        let whole = queries.see_all(0..count, tile);
+        let mut seen = Seen { whole, queries: [const { 0..0 }; QUERIES], keys: [const { 0..0 }; KEYS] };
+        if whole {
+            return Some(seen);
+        }
+        for (lane, span) in seen.queries.iter_mut().enumerate().take(count) {
+            *span = queries.span(lane, tile);
+        }
+        if seen.queries[..count].iter().all(Range::is_empty) {
+            return None;
+        }
+        // Starts and ends ascend, so the queries that see a key are a range whose bounds ascend too.
+        let (mut start, mut end) = (0, 0);
+        for (key, span) in seen.keys.iter_mut().enumerate().take(tile.len()) {
+            while start < count && seen.queries[start].end as usize <= key {
+                start += 1;
+            }
+            while end < count && seen.queries[end].start as usize <= key {
+                end += 1;
+            }
+            *span = start as u32..end as u32;
+        }
+        Some(seen)
+    }
+
+    /// Queries that see any of these keys.
+    fn rows(&self, keys: &Range<usize>, count: usize) -> Range<usize> {
+        if self.whole { 0..count } else { tile::union(self.keys[keys.clone()].iter().cloned()) }
+    }
+
+    fn of_queries(&self, count: usize) -> &[Range<u32>] {
+        if self.whole { &[] } else { &self.queries[..count] }
+    }
+
+    fn of_keys(&self, count: usize) -> &[Range<u32>] {
+        if self.whole { &[] } else { &self.keys[..count] }
+    }
+}
+
+/// Clears rows of a panel that nobody computed, but that share a block with others.
+fn hide(panel: usize, pitch: usize, rows: Range<usize>, d_s: &mut [f32]) {
+    d_s.chunks_exact_mut(KEYS).take(rows.end).skip(rows.start).for_each(|row| row[panel..][..pitch].fill(0.0));
+}
+
+/// What of a tile [`chain_rule`] works on.
+struct Chain<'a> {
+    spec: &'a Spec,
+    units: Units,
+    queries: &'a Queries,
+    tile: &'a Range<usize>,
+    head: usize,
+    /// Queries of the tile, and keys: lanes of a panel.
+    rows: Range<usize>,
+    lanes: Range<usize>,
+    whole: bool,
 }
 
 simd_fn! {
-    /// Turns scores into weights, and gradients of weights into gradients of scores. A `bias` that
-    /// is not empty has a tile's layout, and so have its gradients.
-    fn chain<S>(
+    /// Turns scores into weights, and gradients of weights into gradients of scores, times the scale.
+    /// `lse`, in powers of two, and `delta` have an element for each row of the tile.
+    fn chain_rule<S>(
         s,
-        spec: &Spec,
-        queries: &Queries,
-        keys: Range<usize>,
-        rows: &Rows,
-        bias: &[f32],
+        chain: &Chain<'_>,
+        lse: &[f32],
+        delta: &[f32],
+        bias: Option<&Bias<'_>>,
+        d_bias: Option<&Disjoint<'_, f32>>,
         scores: &mut [f32],
         d_weights: &mut [f32],
-        d_bias: &mut [f32],
     ) {
-        assert!(keys.len() <= TILE && scores.len() >= TILE * TILE && d_weights.len() >= TILE * TILE);
-        assert!(bias.len() == d_bias.len() && (bias.is_empty() || bias.len() >= TILE * TILE));
-        let masked = !queries.see_all(&keys);
-        for lane in (0..queries.lanes()).step_by(S::LANES) {
-            // SAFETY: whole vectors below `TILE` lanes, rows below `TILE`.
-            unsafe {
-                let scores = scores.as_mut_ptr().add(lane);
-                let d_weights = d_weights.as_mut_ptr().add(lane);
-                let bounds = if masked { Some(queries.bounds(s, lane)) } else { None };
-                let lse = s.load(rows.lse.as_ptr().add(lane));
-                let delta = s.load(rows.delta.as_ptr().add(lane));
-                for (row, key) in keys.clone().enumerate() {
-                    let mut score = s.load(scores.add(row * TILE));
+        let Chain { spec, units, queries, tile, head, rows, lanes, whole } = chain;
+        let (pitch, panel) = (padded(lanes.len()), tile.start + lanes.start..tile.start + lanes.end);
+        assert!(scores.len() >= rows.end * KEYS && d_weights.len() >= rows.end * KEYS && lanes.start + pitch <= KEYS);
+        let (factor, scale) = (s.splat(units.factor), s.splat(spec.scale));
+        for row in rows.clone() {
+            let whole = *whole || queries.see_all(row..row + 1, &panel);
+            let at = row * KEYS + lanes.start;
+            let (scores, d_weights) = (&mut scores[at..][..pitch], &mut d_weights[at..][..pitch]);
+            let (less, delta) = (s.splat(-lse[row]), delta[row]);
+            let less_delta = s.splat(-delta * spec.scale);
+            for lane in (0..pitch).step_by(S::LANES) {
+                let key = panel.start + lane;
+                // SAFETY: whole vectors of a row of a panel.
+                unsafe {
+                    let (scores, d_weights) = (scores.as_mut_ptr().add(lane), d_weights.as_mut_ptr().add(lane));
+                    let (mut score, d_weight) = (s.load(scores), s.load(d_weights));
                     let mut slope = s.splat(1.0);
-                    if let Some(cap) = spec.softcap {
-                        let bent = math::tanh(s, s.mul(score, s.splat(1.0 / cap)));
-                        slope = s.fnma(bent, bent, slope);
-                        score = s.mul(s.splat(cap), bent);
+                    let biased = bias.map(|bias| (bias.at(queries.row[row] + head, key), lanes.len().saturating_sub(lane)));
+                    if units.bent {
+                        score = s.mul(score, scale);
+                        if let Some(cap) = spec.softcap {
+                            let bent = math::tanh(s, s.mul(score, s.splat(1.0 / cap)));
+                            slope = s.fnma(bent, bent, slope);
+                            score = s.mul(s.splat(cap), bent);
+                        }
+                        if let (Some(bias), Some((at, left))) = (bias, biased) {
+                            score = s.add(score, s.load_up_to(bias.all.as_ptr().wrapping_add(at), left));
+                        }
+                        score = s.mul(score, s.splat(LOG2_E));
                     }
-                    if !bias.is_empty() {
-                        score = s.add(score, s.load(bias.as_ptr().add(row * TILE + lane)));
+                    // What is hidden may not even be a number.
+                    let shown = |x| if whole { x } else { queries.mask_keys(s, row, key, x, s.zero()) };
+                    let weight = shown(math::exp2(s, s.fma(score, factor, less)));
+                    s.store(scores, weight);
+                    if !units.bent {
+                        s.store(d_weights, shown(s.mul(weight, s.fma(d_weight, scale, less_delta))));
+                        continue;
                     }
-                    let weight = mask(s, bounds, key, math::exp(s, s.sub(score, lse)), s.zero());
-                    s.store(scores.add(row * TILE), weight);
-                    let mut d_score = s.mul(weight, s.sub(s.load(d_weights.add(row * TILE)), delta));
-                    if !bias.is_empty() {
-                        s.store(d_bias.as_mut_ptr().add(row * TILE + lane), d_score);
+                    let d_score = shown(s.mul(weight, s.sub(d_weight, s.splat(delta))));
+                    if let (Some(d_bias), Some((at, left))) = (d_bias, biased) {
+                        // This part alone has these keys of the query.
+                        s.store_up_to(d_bias.as_mut_ptr().wrapping_add(at), left, d_score);
                     }
-                    if spec.softcap.is_some() {
-                        d_score = s.mul(d_score, slope);
-                    }
-                    s.store(d_weights.add(row * TILE), d_score);
+                    s.store(d_weights, s.mul(d_score, s.mul(slope, scale)));
                 }
             }
         }

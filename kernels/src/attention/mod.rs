@@ -251,6 +251,9 @@ fn sink_gradients(pool: &Pool, spec: &Spec, sinks: &[f32], saved: &Saved<'_>, d_
     });
 }
 
+/// Fewer rows than this are written to a cache by the caller: waking other threads takes longer.
+const FEW_ROWS: usize = 32;
+
 /// Positions of a page of a cache.
 pub const PAGE: usize = 64;
 
@@ -363,7 +366,12 @@ pub fn cached(
     let places = places(spec, step, pages)?;
     // A task for each key head: rows that share a place by mistake are written one after the other.
     let (k_parts, v_parts) = (Disjoint::new(k_cache), Disjoint::new(v_cache));
-    pool.run(spec.kv_heads, &|kv_head| cache::write(spec, step, &places, format, kv_head, &k_parts, &v_parts));
+    let write = |kv_head: usize| cache::write(spec, step, &places, format, kv_head, &k_parts, &v_parts);
+    if n < FEW_ROWS {
+        (0..spec.kv_heads).for_each(write);
+    } else {
+        pool.run(spec.kv_heads, &write);
+    }
     match pool.isa() {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 | Isa::Avx512 => paged::attend(pool, spec, step, &places, format, [k_cache, v_cache], o),

@@ -6,13 +6,14 @@
 //! contexts are read by all threads. A row's arithmetic depends on its own position, mask and keys
 //! alone: not on threads, on other rows, or on how its sequence was cut into steps.
 
-use super::product::{Layout, Product};
-use super::tile::{self, NO_SCORE, Queries, TILE, padded};
+use super::product::{Left, Product, Right};
+use super::tile::{self, NO_SCORE, PAD, QUERIES, Queries, SLACK, Units, padded};
 use super::{CacheFormat, PAGE, Place, Spec, Step};
 use crate::gemm::scratch::with_scratch;
 use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool};
 use crate::simd::{math, simd_fn};
+use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
 /// Pages of an independent part of the sum.
@@ -21,7 +22,12 @@ const SPLIT: usize = 4;
 /// With fewer tasks than this, parts become tasks of their own.
 const FEW: usize = 16;
 
-const _: () = assert!(PAGE == TILE, "a page is a tile of keys");
+/// Up to so many rows, halves and bytes are widened on their way into a product; for more, once for all of
+/// them.
+const NARROW: usize = 12;
+
+/// With fewer rows than this, what surrounds the sums is not worth other threads.
+const FEW_ROWS: usize = 64;
 
 /// New tokens of one sequence at consecutive positions, under the heads of a key head.
 struct Pass {
@@ -52,11 +58,12 @@ fn passes(spec: &Spec, step: &Step<'_>, places: &[Place]) -> Vec<Pass> {
     for run in places.chunk_by(|a, b| a.slot == b.slot && a.position + 1 == b.position) {
         let lanes = run.len() * spec.group();
         let table = &step.table[run[0].slot * step.columns..][..step.columns];
-        for lane in (0..lanes).step_by(TILE) {
-            let lanes = lane..lanes.min(lane + TILE);
+        for lane in (0..lanes).step_by(QUERIES) {
+            let lanes = lane..lanes.min(lane + QUERIES);
             let mut pass = Pass { start, lanes, pages: Vec::new(), parts: Vec::new() };
             let queries = pass.queries(spec, places, step.columns * PAGE, 0);
-            pass.pages = queries.tiles().map(|keys| (keys.start / PAGE, table[keys.start / PAGE] as usize, keys.len())).collect();
+            pass.pages =
+                queries.tiles(PAGE).map(|keys| (keys.start / PAGE, table[keys.start / PAGE] as usize, keys.len())).collect();
             let mut at = 0;
             for part in pass.pages.chunk_by(|a, b| a.0 / SPLIT == b.0 / SPLIT) {
                 pass.parts.push(at..at + part.len());
@@ -69,14 +76,6 @@ fn passes(spec: &Spec, step: &Step<'_>, places: &[Place]) -> Vec<Pass> {
     passes
 }
 
-/// A cache that is only read.
-#[derive(Clone, Copy)]
-struct View<'a> {
-    format: CacheFormat,
-    k: &'a [u32],
-    v: &'a [u32],
-}
-
 pub(super) fn attend(
     pool: &Pool,
     spec: &Spec,
@@ -87,16 +86,17 @@ pub(super) fn attend(
     o: &mut [f32],
 ) {
     let passes = passes(spec, step, places);
-    let (view, o, isa) = (View { format, k, v }, Disjoint::new(o), pool.isa());
+    let (o, isa, keys) = (Disjoint::new(o), pool.isa(), step.columns * PAGE);
+    let cache = Cache { isa, spec, q: step.q, format, k, v };
     let width = padded(spec.value_dim);
-    let finish = |queries: &Queries, sums: &Sums, acc: &mut [f32]| {
-        for (lane, acc) in acc.chunks_exact_mut(width).enumerate().take(queries.count) {
+    let finish = |queries: &Queries, sums: Sums<'_>| {
+        for (lane, acc) in sums.acc.chunks_exact_mut(width).enumerate() {
             let (mut sum, mut shrink) = (sums.sum[lane], 1.0);
             if let Some(sinks) = step.sinks {
-                let sink = sinks[queries.row[lane] % spec.heads];
-                let higher = sums.top[lane].max(sink);
-                shrink = (sums.top[lane] - higher).exp();
-                sum = sum * shrink + (sink - higher).exp();
+                let (top, sink) = (sums.top[lane], sinks[queries.row[lane] % spec.heads] * LOG2_E);
+                let higher = top.max(sink);
+                shrink = (top - higher).exp2();
+                sum = sum * shrink + (sink - higher).exp2();
             }
             tile::scale(isa, acc, shrink / sum);
             // SAFETY: each head of each row belongs to one lane of one pass.
@@ -104,78 +104,91 @@ pub(super) fn attend(
             o.copy_from_slice(&acc[..spec.value_dim]);
         }
     };
-    let (tasks, keys) = (passes.len() * spec.kv_heads, step.columns * PAGE);
+    let tasks = passes.len() * spec.kv_heads;
     let parts = passes.iter().map(|pass| pass.parts.len()).max().unwrap_or(0);
     if tasks >= FEW || parts < 2 {
         pool.run(tasks, &|task| {
             let (pass, kv_head) = (&passes[task / spec.kv_heads], task % spec.kv_heads);
-            let queries = pass.queries(spec, places, keys, kv_head);
-            with_scratch(2 * TILE * width, |scratch| {
-                let (acc, other) = scratch.split_at_mut(TILE * width);
-                let mut sums = Sums::new();
+            let (queries, piece) = (pass.queries(spec, places, keys, kv_head), Sums::floats(pass.lanes.len(), width));
+            with_scratch(2 * piece, |scratch| {
+                let (scratch, other) = scratch.split_at_mut(piece);
+                let mut sums = Sums::new(scratch, queries.count, width);
                 for (number, part) in pass.parts.iter().enumerate() {
                     if number == 0 {
-                        sums = sum(isa, spec, &queries, step.q, view, kv_head, &pass.pages[part.clone()], acc);
+                        cache.sum(&queries, kv_head, &pass.pages[part.clone()], &mut sums);
                     } else {
-                        let more = sum(isa, spec, &queries, step.q, view, kv_head, &pass.pages[part.clone()], other);
-                        join(isa, queries.count, width, &mut sums, acc, &more, other);
+                        let mut more = Sums::new(other, queries.count, width);
+                        cache.sum(&queries, kv_head, &pass.pages[part.clone()], &mut more);
+                        sums.join(isa, &more, width);
                     }
                 }
-                finish(&queries, &sums, acc);
+                finish(&queries, sums);
             });
         });
         return;
     }
     // Few rows over long contexts: every part is a task, and they are joined in order afterwards.
-    let piece = TILE * width;
-    let mut found = vec![Sums::new(); tasks * parts];
+    let piece = passes.iter().map(|pass| Sums::floats(pass.lanes.len(), width)).max().unwrap_or(0);
     with_scratch(tasks * parts * piece, |scratch| {
-        let (all, results) = (Disjoint::new(scratch), Disjoint::new(&mut found));
+        let all = Disjoint::new(scratch);
         pool.run(tasks * parts, &|task| {
             let (pass, kv_head) = (&passes[task / parts / spec.kv_heads], task / parts % spec.kv_heads);
             let Some(part) = pass.parts.get(task % parts) else { return };
             let queries = pass.queries(spec, places, keys, kv_head);
             // SAFETY: each part belongs to one task.
-            let (acc, result) = unsafe { (all.slice(task * piece, piece), results.slice(task, 1)) };
-            result[0] = sum(isa, spec, &queries, step.q, view, kv_head, &pass.pages[part.clone()], acc);
+            let mut sums = Sums::new(unsafe { all.slice(task * piece, piece) }, queries.count, width);
+            cache.sum(&queries, kv_head, &pass.pages[part.clone()], &mut sums);
         });
-        pool.run(tasks, &|task| {
+        let join = |task: usize| {
             let (pass, kv_head) = (&passes[task / spec.kv_heads], task % spec.kv_heads);
             let queries = pass.queries(spec, places, keys, kv_head);
             // SAFETY: the parts of one pass belong to one task now.
-            let (acc, results) = unsafe { (all.slice(task * parts * piece, parts * piece), results.slice(task * parts, parts)) };
-            let (acc, others) = acc.split_at_mut(piece);
-            let mut sums = results[0];
-            for (other, more) in others.chunks_exact(piece).zip(&results[1..pass.parts.len()]) {
-                join(isa, queries.count, width, &mut sums, acc, more, other);
+            let (first, others) = unsafe { all.slice(task * parts * piece, parts * piece) }.split_at_mut(piece);
+            let mut sums = Sums::new(first, queries.count, width);
+            for more in others.chunks_exact_mut(piece).take(pass.parts.len() - 1) {
+                sums.join(isa, &Sums::new(more, queries.count, width), width);
             }
-            finish(&queries, &sums, acc);
-        });
+            finish(&queries, sums);
+        };
+        if places.len() * spec.heads < FEW_ROWS {
+            (0..tasks).for_each(join);
+        } else {
+            pool.run(tasks, &join);
+        }
     });
 }
 
-/// Running softmax of the lanes.
-#[derive(Clone, Copy)]
-struct Sums {
-    top: [f32; TILE],
-    sum: [f32; TILE],
+/// Weighted values of some lanes, relative to the maximum of each, and the sum of the weights.
+struct Sums<'a> {
+    top: &'a mut [f32],
+    sum: &'a mut [f32],
+    /// Rows of `padded(value_dim)`.
+    acc: &'a mut [f32],
 }
 
-impl Sums {
-    fn new() -> Sums {
-        Sums { top: [NO_SCORE; TILE], sum: [0.0; TILE] }
+impl<'a> Sums<'a> {
+    /// Floats that they take.
+    fn floats(lanes: usize, width: usize) -> usize {
+        lanes * width + 2 * padded(lanes)
     }
-}
 
-/// Adds the part `more`, `other` to `sums`, `acc`.
-fn join(isa: Isa, count: usize, width: usize, sums: &mut Sums, acc: &mut [f32], more: &Sums, other: &[f32]) {
-    for lane in 0..count {
-        let top = sums.top[lane].max(more.top[lane]);
-        let (a, b) = ((sums.top[lane] - top).exp(), (more.top[lane] - top).exp());
-        sums.top[lane] = top;
-        sums.sum[lane] = sums.sum[lane] * a + more.sum[lane] * b;
-        let range = lane * width..(lane + 1) * width;
-        blend(isa, &mut acc[range.clone()], a, &other[range], b);
+    /// Sums in `scratch`, whose contents stay.
+    fn new(scratch: &'a mut [f32], lanes: usize, width: usize) -> Sums<'a> {
+        let (acc, rest) = scratch.split_at_mut(lanes * width);
+        let (top, sum) = rest.split_at_mut(padded(lanes));
+        Sums { top: &mut top[..lanes], sum: &mut sum[..lanes], acc }
+    }
+
+    /// Adds another part.
+    fn join(&mut self, isa: Isa, more: &Sums<'_>, width: usize) {
+        let rows = self.acc.chunks_exact_mut(width).zip(more.acc.chunks_exact(width));
+        for (lane, (acc, other)) in rows.enumerate() {
+            let top = self.top[lane].max(more.top[lane]);
+            let (a, b) = ((self.top[lane] - top).exp2(), (more.top[lane] - top).exp2());
+            self.top[lane] = top;
+            self.sum[lane] = self.sum[lane] * a + more.sum[lane] * b;
+            blend(isa, acc, a, other, b);
+        }
     }
 }
 
@@ -189,108 +202,162 @@ simd_fn! {
     }
 }
 
-/// Sums the values of `pages` under the weights of the queries into `acc`, rows of
-/// `padded(value_dim)`.
-fn sum(
+/// A cache that is only read, and who reads it.
+#[derive(Clone, Copy)]
+struct Cache<'a> {
     isa: Isa,
-    spec: &Spec,
-    queries: &Queries,
-    q: &[f32],
-    view: View<'_>,
-    kv_head: usize,
-    pages: &[(usize, usize, usize)],
-    acc: &mut [f32],
-) -> Sums {
-    let (dim, value_dim) = (spec.head_dim, spec.value_dim);
-    let width = padded(value_dim);
-    let (k_words, v_words) = (view.format.head_words(dim), view.format.head_words(value_dim));
-    assert!(acc.len() >= queries.count * width);
-    let mut sums = Sums::new();
-    let mut shrink = [1.0; TILE];
-    with_scratch(TILE * (2 * dim + TILE + width + value_dim), |scratch| {
-        let (scaled, rest) = scratch.split_at_mut(TILE * dim);
-        let (scores, rest) = rest.split_at_mut(TILE * TILE);
-        let (k_page, rest) = rest.split_at_mut(PAGE * dim);
-        let (v_page, v_rows) = rest.split_at_mut(PAGE * value_dim);
-        for (scaled, &row) in scaled.chunks_exact_mut(dim).zip(&queries.row[..queries.count]) {
-            scaled.iter_mut().zip(&q[row * dim..]).for_each(|(to, from)| *to = from * spec.scale);
-        }
-        for (number, &(page, place, len)) in pages.iter().enumerate() {
-            let k = &view.k[(place * spec.kv_heads + kv_head) * k_words..][..k_words];
-            let v = &view.v[(place * spec.kv_heads + kv_head) * v_words..][..v_words];
-            let (k, k_scales) = floats(isa, view.format, k, PAGE * dim, k_page);
-            let (v, v_scales) = floats(isa, view.format, v, len * value_dim, v_page);
-            // SAFETY: `count` rows of queries, `dim` rows of a page of keys, `count` rows of scores.
-            unsafe {
-                Product {
-                    m: queries.count,
+    spec: &'a Spec,
+    q: &'a [f32],
+    format: CacheFormat,
+    k: &'a [u32],
+    v: &'a [u32],
+}
+
+impl Cache<'_> {
+    /// Sums the values of `pages` under the weights of the queries; `into` is overwritten.
+    fn sum(&self, queries: &Queries, kv_head: usize, pages: &[(usize, usize, usize)], into: &mut Sums<'_>) {
+        let Cache { isa, spec, format, .. } = *self;
+        let (dim, value_dim, count) = (spec.head_dim, spec.value_dim, queries.count);
+        let width = padded(value_dim);
+        let (k_words, v_words) = (format.head_words(dim), format.head_words(value_dim));
+        assert!(into.acc.len() == count * width);
+        into.top.fill(NO_SCORE);
+        // Few rows read a cache where it is; values must be whole vectors then.
+        let here = count <= NARROW;
+        with_scratch(count * (dim + PAGE + PAD) + PAGE * (dim + value_dim + width), |scratch| {
+            let (q, rest) = scratch.split_at_mut(count * dim);
+            let (scores, rest) = rest.split_at_mut(count * PAGE);
+            let (lane_sums, rest) = rest.split_at_mut(count * PAD);
+            let (k_page, rest) = rest.split_at_mut(PAGE * dim);
+            let (v_page, packed) = rest.split_at_mut(PAGE * value_dim);
+            for (q, &row) in q.chunks_exact_mut(dim).zip(&queries.row[..count]) {
+                q.copy_from_slice(&self.q[row * dim..][..dim]);
+            }
+            lane_sums.fill(0.0);
+            for (number, &(page, place, len)) in pages.iter().enumerate() {
+                let k = Page::new(format, &self.k[(place * spec.kv_heads + kv_head) * k_words..][..k_words]);
+                let v = Page::new(format, &self.v[(place * spec.kv_heads + kv_head) * v_words..][..v_words]);
+                let products = Product {
+                    m: count,
                     n: PAGE,
                     k: dim,
-                    a: scaled.as_ptr(),
-                    a_row: dim,
-                    a_step: 1,
-                    b: k.as_ptr(),
-                    b_layout: Layout::Rows(PAGE),
+                    a: q.as_ptr(),
+                    left: Left::Rows(dim),
+                    b: k_page.as_ptr(),
+                    right: Right::Rows(PAGE),
                     c: scores.as_mut_ptr(),
-                    ldc: TILE,
+                    ldc: PAGE,
                     adds: false,
-                }
-                .run(isa);
-            }
-            weigh(isa, spec, queries, page * PAGE, k_scales, v_scales, scores, &mut sums, &mut shrink);
-            if number > 0 {
-                for (acc, &shrink) in acc.chunks_exact_mut(width).zip(&shrink).take(queries.count) {
-                    if shrink != 1.0 {
-                        tile::scale(isa, acc, shrink);
+                    terms: &[],
+                };
+                // SAFETY: `count` rows of queries, `dim` rows of a page of keys, `count` rows of scores.
+                unsafe {
+                    if here || k.is_wide() {
+                        k.multiply(isa, products);
+                    } else {
+                        k.widen(isa, &mut k_page[..]);
+                        products.run(isa);
                     }
                 }
-            }
-            let (v, v_stride) = tile::rows(v, len, value_dim, value_dim, v_rows);
-            // SAFETY: `count` rows of scores, `len` rows of values, and `acc` has rows for all queries.
-            unsafe {
-                Product {
-                    m: queries.count,
+                let seen = page * PAGE..page * PAGE + len;
+                let whole = queries.see_all(0..count, &(seen.start..seen.start + PAGE));
+                let page_of = Weighed { spec, queries, first: seen.start, whole, scales: [k.scales, v.scales], adds: number > 0 };
+                weigh(isa, &page_of, scores, lane_sums, into);
+                let mut spans = [const { 0..0 }; QUERIES];
+                if !whole {
+                    spans.iter_mut().enumerate().take(count).for_each(|(lane, span)| *span = queries.span(lane, &seen));
+                }
+                let values = Product {
+                    m: count,
                     n: width,
                     k: len,
                     a: scores.as_ptr(),
-                    a_row: TILE,
-                    a_step: 1,
-                    b: v,
-                    b_layout: Layout::Rows(v_stride),
-                    c: acc.as_mut_ptr(),
+                    left: Left::Rows(PAGE),
+                    b: v_page.as_ptr(),
+                    right: Right::Rows(value_dim),
+                    c: into.acc.as_mut_ptr(),
                     ldc: width,
                     adds: number > 0,
+                    terms: if whole { &[] } else { &spans[..count] },
+                };
+                // SAFETY: `count` rows of scores, `len` rows of values, and `acc` has rows for all queries.
+                unsafe {
+                    if here && value_dim == width {
+                        v.multiply(isa, values);
+                    } else {
+                        let rows = if let Some(rows) = v.floats() {
+                            rows
+                        } else {
+                            v.widen(isa, &mut v_page[..len * value_dim]);
+                            &v_page[..]
+                        };
+                        let (b, right) = tile::right(rows, len, value_dim, value_dim, PAGE, packed);
+                        Product { b, right, ..values }.run(isa);
+                    }
                 }
-                .run(isa);
             }
-        }
-    });
-    sums
+            for (sum, lanes) in into.sum.iter_mut().zip(lane_sums.chunks_exact(PAD)) {
+                *sum = lanes.iter().sum();
+            }
+        });
+    }
 }
 
-/// The first `count` elements of a head's page as floats, which may be in `scratch`, and the factors
-/// of its rows, if there are any.
-fn floats<'a>(
-    isa: Isa,
+/// The keys or values of a head in a page.
+#[derive(Clone, Copy)]
+struct Page<'a> {
     format: CacheFormat,
     words: &'a [u32],
-    count: usize,
-    scratch: &'a mut [f32],
-) -> (&'a [f32], Option<&'a [f32]>) {
-    assert!(words.len() * 4 >= count * format.bytes() && scratch.len() >= count);
-    // SAFETY: every bit pattern is a float, of a word's size and alignment.
-    let as_floats = |words: &'a [u32]| unsafe { std::slice::from_raw_parts(words.as_ptr().cast::<f32>(), words.len()) };
-    match format {
-        CacheFormat::F32 => (&as_floats(words)[..count], None),
-        CacheFormat::F16 => {
-            widen_f16(isa, words, &mut scratch[..count]);
-            (&scratch[..count], None)
-        }
-        CacheFormat::Int8 => {
-            widen_i8(isa, words, &mut scratch[..count]);
-            (&scratch[..count], Some(as_floats(&words[words.len() - PAGE..])))
+    /// The factors of its rows.
+    scales: Option<&'a [f32]>,
+}
+
+impl<'a> Page<'a> {
+    fn new(format: CacheFormat, words: &'a [u32]) -> Page<'a> {
+        let scales = (format == CacheFormat::Int8).then(|| as_floats(&words[words.len() - PAGE..]));
+        Page { format, words, scales }
+    }
+
+    /// Whether it holds floats.
+    fn is_wide(&self) -> bool {
+        self.format == CacheFormat::F32
+    }
+
+    /// Its floats, if it holds any.
+    fn floats(&self) -> Option<&'a [f32]> {
+        self.is_wide().then(|| as_floats(self.words))
+    }
+
+    /// Its first elements as floats, without their factors.
+    fn widen(&self, isa: Isa, to: &mut [f32]) {
+        match self.format {
+            CacheFormat::F32 => to.copy_from_slice(&as_floats(self.words)[..to.len()]),
+            CacheFormat::F16 => widen_f16(isa, self.words, to),
+            CacheFormat::Int8 => widen_i8(isa, self.words, to),
         }
     }
+
+    /// The product with this as its right operand, instead of the one it names.
+    ///
+    /// # Safety
+    /// As [`Product::run`].
+    unsafe fn multiply(&self, isa: Isa, p: Product<'_>) {
+        let Product { m, n, k, a, left, right, c, ldc, adds, terms, .. } = p;
+        let words = self.words.as_ptr();
+        // SAFETY: promised by the caller; words hold whole elements.
+        unsafe {
+            match self.format {
+                CacheFormat::F32 => Product { b: words.cast(), ..p }.run(isa),
+                CacheFormat::F16 => Product { b: words.cast::<u16>(), m, n, k, a, left, right, c, ldc, adds, terms }.run(isa),
+                CacheFormat::Int8 => Product { b: words.cast::<i8>(), m, n, k, a, left, right, c, ldc, adds, terms }.run(isa),
+            }
+        }
+    }
+}
+
+fn as_floats(words: &[u32]) -> &[f32] {
+    // SAFETY: every bit pattern is a float, of a word's size and alignment.
+    unsafe { std::slice::from_raw_parts(words.as_ptr().cast::<f32>(), words.len()) }
 }
 
 simd_fn! {
@@ -327,66 +394,82 @@ simd_fn! {
     }
 }
 
-/// Numbers of lanes.
-static COUNT: [f32; 16] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
+/// What of a page [`weigh`] works on.
+struct Weighed<'a> {
+    spec: &'a Spec,
+    queries: &'a Queries,
+    /// Position of its first key.
+    first: usize,
+    /// Whether all queries see all of it.
+    whole: bool,
+    /// Factors of its keys and of its values.
+    scales: [Option<&'a [f32]>; 2],
+    /// Whether there are sums of earlier pages.
+    adds: bool,
+}
 
 simd_fn! {
-    /// Turns the scores of a page, a row for each query, into weights relative to the running
-    /// maximum, and multiplies them by the factors of the values.
-    fn weigh<S>(
-        s,
-        spec: &Spec,
-        queries: &Queries,
-        first: usize,
-        k_scales: Option<&[f32]>,
-        v_scales: Option<&[f32]>,
-        scores: &mut [f32],
-        sums: &mut Sums,
-        shrink: &mut [f32; TILE],
-    ) {
-        assert!(scores.len() >= TILE * TILE && queries.count <= TILE);
+    /// Turns the products of a page, a row for each query, into weights relative to the maximum so far, and
+    /// multiplies them by the factors of the values. When a maximum rises, its sums are scaled anew.
+    fn weigh<S>(s, page: &Weighed<'_>, scores: &mut [f32], lane_sums: &mut [f32], sums: &mut Sums<'_>) {
+        let &Weighed { spec, queries, first, whole, scales: [k_scales, v_scales], adds } = page;
+        let width = sums.acc.len() / queries.count;
+        assert!(scores.len() >= queries.count * PAGE && lane_sums.len() >= queries.count * PAD);
         assert!([k_scales, v_scales].iter().flatten().all(|scales| scales.len() >= PAGE));
-        let hidden = s.splat(f32::NEG_INFINITY);
-        for (lane, shrink) in shrink.iter_mut().enumerate().take(queries.count) {
-            let whole = queries.sees_all(lane, &(first..first + PAGE));
-            let before = sums.top[lane];
-            // SAFETY: whole vectors of rows of a page; there are as many numbers as lanes.
+        let units = Units::new(spec, false);
+        let (hidden, factor) = (s.splat(f32::NEG_INFINITY), s.splat(units.factor));
+        for lane in 0..queries.count {
+            let whole = whole || queries.see_all(lane..lane + 1, &(first..first + PAGE));
+            // SAFETY: whole vectors of a row of a page, and of the sums of a lane.
             unsafe {
-                let row = scores.as_mut_ptr().add(lane * TILE);
-                let mut top = s.splat(before);
+                let row = scores.as_mut_ptr().add(lane * PAGE);
+                let mut highest = hidden;
                 for at in (0..PAGE).step_by(S::LANES) {
                     let mut score = s.load(row.add(at));
                     if let Some(scales) = k_scales {
                         score = s.mul(score, s.load(scales.as_ptr().add(at)));
                     }
-                    if let Some(cap) = spec.softcap {
-                        score = s.mul(s.splat(cap), math::tanh(s, s.mul(score, s.splat(1.0 / cap))));
+                    if units.bent {
+                        score = s.mul(score, s.splat(spec.scale));
+                        if let Some(cap) = spec.softcap {
+                            score = s.mul(s.splat(cap), math::tanh(s, s.mul(score, s.splat(1.0 / cap))));
+                        }
+                        score = s.mul(score, s.splat(LOG2_E));
                     }
                     if !whole {
-                        let keys = s.add(s.splat((first + at) as f32), s.load(COUNT.as_ptr()));
-                        score = queries.mask_keys(s, lane, keys, score, hidden);
+                        score = queries.mask_keys(s, lane, first + at, score, hidden);
                     }
                     s.store(row.add(at), score);
-                    top = s.max(score, top);
+                    highest = s.max(score, highest);
                 }
-                let top = s.top(top);
-                let mut sum = s.zero();
+                let highest = s.mul(highest, factor);
+                let before = sums.top[lane];
+                let lane_sum = lane_sums.as_mut_ptr().add(lane * PAD);
+                if s.any(s.lt(s.splat(before + SLACK), highest)) {
+                    let top = s.top(highest);
+                    let shrink = s.splat((before - top).exp2());
+                    sums.top[lane] = top;
+                    s.store(lane_sum, s.mul(s.load(lane_sum), shrink));
+                    if adds {
+                        let acc = sums.acc[lane * width..][..width].as_mut_ptr();
+                        crate::simd::map(s, acc, acc, width, |x| s.mul(x, shrink));
+                    }
+                }
+                let less = s.splat(-sums.top[lane]);
+                let mut sum = s.load(lane_sum);
                 for at in (0..PAGE).step_by(S::LANES) {
-                    let mut weight = math::exp(s, s.sub(s.load(row.add(at)), s.splat(top)));
+                    let mut weight = math::exp2(s, s.fma(s.load(row.add(at)), factor, less));
                     sum = s.add(sum, weight);
                     if let Some(scales) = v_scales {
                         weight = s.mul(weight, s.load(scales.as_ptr().add(at)));
                         if !whole {
                             // Places that nobody wrote have factors that are not numbers.
-                            let keys = s.add(s.splat((first + at) as f32), s.load(COUNT.as_ptr()));
-                            weight = queries.mask_keys(s, lane, keys, weight, s.zero());
+                            weight = queries.mask_keys(s, lane, first + at, weight, s.zero());
                         }
                     }
                     s.store(row.add(at), weight);
                 }
-                *shrink = (before - top).exp();
-                sums.sum[lane] = sums.sum[lane] * *shrink + s.sum(sum);
-                sums.top[lane] = top;
+                s.store(lane_sum, sum);
             }
         }
     }

@@ -1,135 +1,298 @@
-//! The one matrix product of attention: small operands, the left one read element by element with
-//! any strides, the right one by rows of whole vectors.
+//! The one matrix product of attention: small operands, sums in registers.
+//!
+//! The left operand is read element by element and may be stored by rows or by columns, the right
+//! one by rows of whole vectors, which may be halves or bytes. A block of sums is as large as the
+//! registers allow: with AVX-512 six rows by four vectors, or eight by three, where 24 fused
+//! multiply-adds stand against ten or eleven loads; with AVX2 six by two.
 
+use super::tile::union;
 use crate::isa::Isa;
 use crate::simd::{Simd, simd_fn};
+use std::ops::Range;
+
+/// How the left operand is stored.
+#[derive(Clone, Copy)]
+pub(super) enum Left {
+    /// The terms of a row are adjacent, the rows this far apart.
+    Rows(usize),
+    /// The rows of a term are adjacent, the terms this far apart.
+    Columns(usize),
+}
 
 /// Where the rows of the right operand are.
 #[derive(Clone, Copy)]
-pub(super) enum Layout {
+pub(super) enum Right {
     /// This far apart.
     Rows(usize),
-    /// In panels of [`panel`] columns, one after the other: a strided half of each row would crowd
-    /// into half of the first-level cache's sets.
-    Panels,
+    /// In the [`parts`] of its columns, one after the other: parts of rows that are a power of two
+    /// apart would crowd into a few of the first-level cache's sets. Each part has this many rows.
+    Parts(usize),
 }
 
-/// Columns of a panel: two vectors.
-pub(super) fn panel(isa: Isa) -> usize {
-    if isa >= Isa::Avx512 { 32 } else { 16 }
+/// Cuts columns, a multiple of 16, into parts of at most 64, about equally wide: start and width.
+pub(super) fn parts(columns: usize) -> impl Iterator<Item = (usize, usize)> {
+    let (units, count) = (columns / 16, columns.div_ceil(64).max(1));
+    (0..count).scan(0, move |start, part| {
+        let width = 16 * (units / count + usize::from(part < units % count));
+        *start += width;
+        Some((*start - width, width))
+    })
 }
 
-/// `c[i, j] (+)= sum_p a[i a_row + p a_step] b[p, j]`, for `m` by `n` outputs over `k` terms.
+/// Terms of a panel's part that stay in the first-level cache while all rows pass over it.
+const DEPTH: usize = 128;
+
+/// Elements of a right operand.
+pub(super) trait Element: Copy {
+    /// A vector of them as floats.
+    ///
+    /// # Safety
+    /// `p` is readable for a vector.
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::F;
+
+    /// See [`Product::run`].
+    fn product(isa: Isa, p: Product<'_, Self>);
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const f32) -> S::F {
+        // SAFETY: promised by the caller.
+        unsafe { s.load(p) }
+    }
+    fn product(isa: Isa, p: Product<'_, f32>) {
+        product_f32(isa, p);
+    }
+}
+
+/// Half floats, by their bits.
+impl Element for u16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const u16) -> S::F {
+        // SAFETY: promised by the caller.
+        unsafe { s.load_f16(p) }
+    }
+    fn product(isa: Isa, p: Product<'_, u16>) {
+        product_f16(isa, p);
+    }
+}
+
+impl Element for i8 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const i8) -> S::F {
+        // SAFETY: promised by the caller.
+        unsafe { s.load_i8(p) }
+    }
+    fn product(isa: Isa, p: Product<'_, i8>) {
+        product_i8(isa, p);
+    }
+}
+
+/// `c[i, j] (+)= sum_p a[i, p] b[p, j]`, for `m` by `n` outputs over `k` terms.
 ///
 /// Each output is summed in the order of `p`, one rounding for each term, whatever the sizes.
 #[derive(Clone, Copy)]
-pub(super) struct Product {
+pub(super) struct Product<'a, T = f32> {
     pub(super) m: usize,
-    /// A multiple of the lanes.
+    /// A multiple of 16.
     pub(super) n: usize,
     pub(super) k: usize,
     pub(super) a: *const f32,
-    pub(super) a_row: usize,
-    pub(super) a_step: usize,
-    pub(super) b: *const f32,
-    pub(super) b_layout: Layout,
+    pub(super) left: Left,
+    pub(super) b: *const T,
+    pub(super) right: Right,
     pub(super) c: *mut f32,
     pub(super) ldc: usize,
     /// Add to `c` rather than overwrite it.
     pub(super) adds: bool,
+    /// Terms of each row that are not known to be zero, in `0..k`; others may be left out, and are
+    /// for whole blocks of rows. Empty: all are wanted.
+    pub(super) terms: &'a [Range<u32>],
 }
 
-impl Product {
+impl<T: Element> Product<'_, T> {
     /// # Safety
-    /// The operands are readable and `c` is writable for these sizes, and `c` overlaps neither.
+    /// The operands are readable, as far as `terms` reach, and `c` is writable for these sizes, and
+    /// `c` overlaps neither.
     pub(super) unsafe fn run(self, isa: Isa) {
-        product(isa, self);
+        debug_assert!(self.n.is_multiple_of(16) && (self.terms.is_empty() || self.terms.len() == self.m));
+        T::product(isa, self);
     }
 }
 
 simd_fn! {
     /// Callers uphold the contract of [`Product::run`].
-    fn product<S>(s, p: Product) {
-        let mut j = 0;
-        // SAFETY: blocks lie inside `m` by `n`.
+    fn product_f32<S>(s, p: Product<'_, f32>) {
+        match p.left {
+            Left::Rows(row) => product::<S, f32, false>(s, &p, row),
+            Left::Columns(column) => product::<S, f32, true>(s, &p, column),
+        }
+    }
+}
+
+simd_fn! {
+    /// Callers uphold the contract of [`Product::run`].
+    fn product_f16<S>(s, p: Product<'_, u16>) {
+        match p.left {
+            Left::Rows(row) => product::<S, u16, false>(s, &p, row),
+            Left::Columns(_) => unreachable!("halves stand against rows of queries or weights"),
+        }
+    }
+}
+
+simd_fn! {
+    /// Callers uphold the contract of [`Product::run`].
+    fn product_i8<S>(s, p: Product<'_, i8>) {
+        match p.left {
+            Left::Rows(row) => product::<S, i8, false>(s, &p, row),
+            Left::Columns(_) => unreachable!("bytes stand against rows of queries or weights"),
+        }
+    }
+}
+
+/// All parts of the columns. The left operand is stored by columns or by rows, `stride` apart.
+#[inline(always)]
+fn product<S: Simd, T: Element, const COLUMNS: bool>(s: S, p: &Product<'_, T>, stride: usize) {
+    for (j, width) in parts(p.n) {
+        // SAFETY: parts lie inside the `n` columns, and the callers of `run` uphold its contract.
         unsafe {
-            while j + 2 * S::LANES <= p.n {
-                columns::<S, 2>(s, &p, j);
-                j += 2 * S::LANES;
-            }
-            if j < p.n {
-                columns::<S, 1>(s, &p, j);
+            let (b, ldb) = match p.right {
+                Right::Rows(ldb) => (p.b.add(j), ldb),
+                Right::Parts(rows) => (p.b.add(j * rows), width),
+            };
+            if S::LANES == 16 {
+                match width / 16 {
+                    1 => rows::<S, T, 1, COLUMNS>(s, p, stride, b, ldb, j),
+                    2 => rows::<S, T, 2, COLUMNS>(s, p, stride, b, ldb, j),
+                    3 => rows::<S, T, 3, COLUMNS>(s, p, stride, b, ldb, j),
+                    _ => rows::<S, T, 4, COLUMNS>(s, p, stride, b, ldb, j),
+                }
+            } else {
+                for inner in (0..width).step_by(16) {
+                    rows::<S, T, 2, COLUMNS>(s, p, stride, b.add(inner), ldb, j + inner);
+                }
             }
         }
     }
 }
 
-/// All rows of `NV` vectors of columns.
+/// All rows of the `NV` vectors of columns from `j` on, whose right operand is at `b`.
 ///
 /// # Safety
-/// As [`block`], for all rows.
+/// As [`Product::run`], for these columns.
 #[inline(always)]
-unsafe fn columns<S: Simd, const NV: usize>(s: S, p: &Product, j: usize) {
-    let mut i = 0;
-    // SAFETY: promised by the caller.
-    unsafe {
-        // Sixteen sums fill the 32 registers of AVX-512 well; AVX2 has room for eight.
-        if S::LANES == 16 {
-            while i + 8 <= p.m {
-                block::<S, 8, NV>(s, p, i, j);
-                i += 8;
-            }
-        }
-        while i + 4 <= p.m {
-            block::<S, 4, NV>(s, p, i, j);
-            i += 4;
-        }
+unsafe fn rows<S: Simd, T: Element, const NV: usize, const COLUMNS: bool>(
+    s: S,
+    p: &Product<'_, T>,
+    stride: usize,
+    b: *const T,
+    ldb: usize,
+    j: usize,
+) {
+    let depth = if p.terms.is_empty() { DEPTH } else { p.k };
+    let (row, step) = if COLUMNS { (1, stride) } else { (stride, 1) };
+    let mut start = 0;
+    loop {
+        let end = p.k.min(start + depth);
+        let mut i = 0;
         while i < p.m {
-            block::<S, 1, NV>(s, p, i, j);
-            i += 1;
+            let taken = most(S::LANES, NV).min(p.m - i);
+            let (first, last) = match p.terms.get(i..i + taken) {
+                Some(terms) => {
+                    let held = union(terms.iter().cloned());
+                    (held.start, held.end)
+                }
+                None => (start, end),
+            };
+            // SAFETY: the block lies inside `m` rows and `k` terms.
+            unsafe {
+                let block = Block {
+                    a: p.a.add(i * row + first * step),
+                    stride,
+                    b: b.add(first * ldb),
+                    ldb,
+                    k: last - first,
+                    c: p.c.add(i * p.ldc + j),
+                    ldc: p.ldc,
+                    adds: p.adds || start > 0,
+                };
+                match taken {
+                    1 => sums::<S, T, 1, NV, COLUMNS>(s, &block),
+                    2 => sums::<S, T, 2, NV, COLUMNS>(s, &block),
+                    3 => sums::<S, T, 3, NV, COLUMNS>(s, &block),
+                    4 => sums::<S, T, 4, NV, COLUMNS>(s, &block),
+                    5 => sums::<S, T, 5, NV, COLUMNS>(s, &block),
+                    6 => sums::<S, T, 6, NV, COLUMNS>(s, &block),
+                    7 if most(S::LANES, NV) > 6 => sums::<S, T, 7, NV, COLUMNS>(s, &block),
+                    _ if most(S::LANES, NV) > 6 => sums::<S, T, 8, NV, COLUMNS>(s, &block),
+                    _ => unreachable!("a block has at most six rows"),
+                }
+            }
+            i += taken;
+        }
+        start = end;
+        if start == p.k {
+            return;
         }
     }
+}
+
+/// Rows of the largest block of `vectors` columns that fits the registers.
+const fn most(lanes: usize, vectors: usize) -> usize {
+    match (lanes, vectors) {
+        (16, 4) | (8, _) => 6,
+        _ => 8,
+    }
+}
+
+/// A block of sums.
+struct Block<T> {
+    a: *const f32,
+    /// Distance of rows, or of terms.
+    stride: usize,
+    b: *const T,
+    ldb: usize,
+    k: usize,
+    c: *mut f32,
+    ldc: usize,
+    adds: bool,
 }
 
 /// `MR` rows of `NV` vectors, kept in registers.
 ///
 /// # Safety
-/// The operands hold rows `i..i + MR` and columns `j..j + NV * LANES`.
+/// The operands hold `MR` rows, `k` terms and `NV` vectors.
 #[inline(always)]
-unsafe fn block<S: Simd, const MR: usize, const NV: usize>(s: S, p: &Product, i: usize, j: usize) {
+unsafe fn sums<S: Simd, T: Element, const MR: usize, const NV: usize, const COLUMNS: bool>(s: S, block: &Block<T>) {
     let mut acc = [[s.zero(); NV]; MR];
+    let (row, step) = if COLUMNS { (1, block.stride) } else { (block.stride, 1) };
     // SAFETY: promised by the caller; the pointers only pass the end after the last term.
     unsafe {
-        let c = p.c.add(i * p.ldc + j);
-        if p.adds {
+        if block.adds {
             for (r, acc) in acc.iter_mut().enumerate() {
                 for (v, acc) in acc.iter_mut().enumerate() {
-                    *acc = s.load(c.add(r * p.ldc + v * S::LANES));
+                    *acc = s.load(block.c.add(r * block.ldc + v * S::LANES));
                 }
             }
         }
-        let mut a = p.a.add(i * p.a_row);
-        let (mut b, ldb) = match p.b_layout {
-            Layout::Rows(ldb) => (p.b.add(j), ldb),
-            Layout::Panels => (p.b.add(j * p.k), 2 * S::LANES),
-        };
-        for _ in 0..p.k {
-            let mut row = [s.zero(); NV];
-            for (v, row) in row.iter_mut().enumerate() {
-                *row = s.load(b.add(v * S::LANES));
+        let (mut a, mut b) = (block.a, block.b);
+        for _ in 0..block.k {
+            let mut vectors = [s.zero(); NV];
+            for (v, vector) in vectors.iter_mut().enumerate() {
+                *vector = T::load(s, b.add(v * S::LANES));
             }
             for (r, acc) in acc.iter_mut().enumerate() {
-                let x = s.splat(*a.add(r * p.a_row));
-                for (acc, &row) in acc.iter_mut().zip(&row) {
-                    *acc = s.fma(x, row, *acc);
+                let x = s.splat(*a.add(r * row));
+                for (acc, &vector) in acc.iter_mut().zip(&vectors) {
+                    *acc = s.fma(x, vector, *acc);
                 }
             }
-            a = a.wrapping_add(p.a_step);
-            b = b.wrapping_add(ldb);
+            a = a.wrapping_add(step);
+            b = b.wrapping_add(block.ldb);
         }
         for (r, acc) in acc.iter().enumerate() {
             for (v, &acc) in acc.iter().enumerate() {
-                s.store(c.add(r * p.ldc + v * S::LANES), acc);
+                s.store(block.c.add(r * block.ldc + v * S::LANES), acc);
             }
         }
     }

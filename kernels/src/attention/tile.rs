@@ -1,34 +1,64 @@
-//! What the forward and backward tiles share: a tile of queries, its mask, and packing.
+//! What the passes share: a tile of queries, what it sees, and packing.
 
 use super::Spec;
-use super::product::panel;
+use super::product::{Right, parts};
+use crate::gemm::kernel::{Transpose, kernels};
 use crate::isa::Isa;
 use crate::simd::{Simd, simd_fn};
 use std::ops::Range;
 
-/// Queries, and keys, of a tile.
-pub(super) const TILE: usize = 64;
+/// Queries of a tile at most.
+pub(super) const QUERIES: usize = 96;
+
+/// Lanes of a panel: what is transposed lies in panels of so many columns, three vectors of AVX-512.
+pub(super) const PANEL: usize = 48;
 
 /// Lanes of the widest level: rows are padded to it in scratch.
-const PAD: usize = 16;
+pub(super) const PAD: usize = 16;
 
 /// Stands for the maximum of no scores. Finite, so that differences to it are numbers.
 pub(super) const NO_SCORE: f32 = -1e30;
+
+/// A maximum is kept until it is exceeded by this, in powers of two: weights of up to 2^8 do no harm,
+/// and sums need to be scaled anew a few times only.
+pub(super) const SLACK: f32 = 8.0;
+
+/// Numbers of lanes.
+static COUNT: [f32; 16] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
 
 /// `dim` rounded up to whole vectors of every level.
 pub(super) fn padded(dim: usize) -> usize {
     dim.next_multiple_of(PAD)
 }
 
-/// A tile of at most [`TILE`] queries: one lane each.
+/// How products of queries and keys become scores in powers of two, of which the exponential is
+/// cheaper.
+#[derive(Clone, Copy)]
+pub(super) struct Units {
+    /// What a product is multiplied by.
+    pub(super) factor: f32,
+    /// Whether products are turned into such scores first, because more than a factor is needed; the
+    /// factor is one then.
+    pub(super) bent: bool,
+}
+
+impl Units {
+    pub(super) fn new(spec: &Spec, biased: bool) -> Units {
+        // Maxima are taken of products, so their factor must be positive.
+        let bent = biased || spec.softcap.is_some() || spec.scale.is_nan() || spec.scale <= 0.0;
+        Units { factor: if bent { 1.0 } else { spec.scale * std::f32::consts::LOG2_E }, bent }
+    }
+}
+
+/// A tile of at most [`QUERIES`] queries: a row, or a lane, each.
 pub(super) struct Queries {
     /// Queries that exist.
     pub(super) count: usize,
     /// Number of each query among the heads of all tokens: `token * heads + head`.
-    pub(super) row: [usize; TILE],
+    pub(super) row: [usize; QUERIES],
     /// First and last key that each query sees.
-    pub(super) first: [f32; TILE],
-    pub(super) last: [f32; TILE],
+    first: [f32; QUERIES],
+    last: [f32; QUERIES],
     /// Keys before this are seen even if they come before the first, but not after the last.
     pinned: usize,
 }
@@ -38,7 +68,7 @@ impl Queries {
     /// Positions count in keys, of which there are `keys`.
     pub(super) fn new(spec: &Spec, keys: usize, queries: impl ExactSizeIterator<Item = (usize, usize)>) -> Queries {
         let (count, pinned) = (queries.len(), spec.pinned);
-        let mut tile = Queries { count, row: [0; TILE], first: [0.0; TILE], last: [0.0; TILE], pinned };
+        let mut tile = Queries { count, row: [0; QUERIES], first: [0.0; QUERIES], last: [0.0; QUERIES], pinned };
         for (lane, (row, position)) in queries.enumerate() {
             let seen = spec.visible(position, keys);
             tile.row[lane] = row;
@@ -47,7 +77,7 @@ impl Queries {
             tile.first[lane] = seen.start as f32;
             tile.last[lane] = (seen.end - 1) as f32;
         }
-        for lane in count..TILE {
+        for lane in count..QUERIES {
             tile.row[lane] = tile.row[0];
             tile.first[lane] = tile.first[0];
             tile.last[lane] = tile.last[0];
@@ -55,34 +85,39 @@ impl Queries {
         tile
     }
 
-    /// Lanes of whole vectors that hold the queries.
-    pub(super) fn lanes(&self) -> usize {
-        self.count.next_multiple_of(PAD)
-    }
-
-    /// Tiles of keys that any query sees, in order. They start at multiples of the tile.
-    pub(super) fn tiles(&self) -> impl Iterator<Item = Range<usize>> {
-        let first = self.first.iter().fold(f32::INFINITY, |a, &b| a.min(b)) as usize / TILE * TILE;
+    /// Tiles of at most `size` keys that any query sees, in order. They start at multiples of it.
+    pub(super) fn tiles(&self, size: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let first = self.first.iter().fold(f32::INFINITY, |a, &b| a.min(b)) as usize / size * size;
         let end = self.last.iter().fold(0.0, |a: f32, &b| a.max(b)) as usize + 1;
-        let starts = (0..self.pinned.min(first)).step_by(TILE).chain((first..end).step_by(TILE));
-        starts.map(move |start| start..end.min(start + TILE))
+        let starts = (0..self.pinned.min(first)).step_by(size).chain((first..end).step_by(size));
+        starts.map(move |start| start..end.min(start + size))
     }
 
-    /// Whether every query sees every key of `keys`.
-    pub(super) fn see_all(&self, keys: &Range<usize>) -> bool {
-        let early = keys.end <= self.pinned || self.first.iter().all(|&first| first <= keys.start as f32);
-        early && self.last.iter().all(|&last| (keys.end - 1) as f32 <= last)
+    /// Whether the queries of all `lanes` see every key of `keys`.
+    pub(super) fn see_all(&self, lanes: Range<usize>, keys: &Range<usize>) -> bool {
+        let (start, end) = (keys.start as f32, (keys.end - 1) as f32);
+        let early = keys.end <= self.pinned || self.first[lanes.clone()].iter().fold(true, |all, &first| all & (first <= start));
+        early && self.last[lanes].iter().fold(true, |all, &last| all & (end <= last))
     }
 
-    /// Whether the query of a lane sees every key of `keys`.
-    pub(super) fn sees_all(&self, lane: usize, keys: &Range<usize>) -> bool {
-        let early = keys.end <= self.pinned || self.first[lane] <= keys.start as f32;
-        early && (keys.end - 1) as f32 <= self.last[lane]
+    /// The smallest range of `keys`, counted from their start, outside of which the query of a lane sees
+    /// none. Starts and ends both ascend from lane to lane in the queries of a head.
+    pub(super) fn span(&self, lane: usize, keys: &Range<usize>) -> Range<u32> {
+        let at = |key: usize| key.clamp(keys.start, keys.end) - keys.start;
+        let first = if keys.start < self.pinned { 0 } else { at(self.first[lane] as usize) };
+        first as u32..at(self.last[lane] as usize + 1) as u32
     }
 
-    /// `seen` where the query of a lane sees the keys, else `hidden`.
+    /// The same for several lanes; empty if none of them sees any key.
+    pub(super) fn spans(&self, lanes: Range<usize>, keys: &Range<usize>) -> Range<usize> {
+        union(lanes.map(|lane| self.span(lane, keys)))
+    }
+
+    /// `seen` where the query of a lane sees the vector of keys from `key` on, else `hidden`.
     #[inline(always)]
-    pub(super) fn mask_keys<S: Simd>(&self, s: S, lane: usize, keys: S::F, seen: S::F, hidden: S::F) -> S::F {
+    pub(super) fn mask_keys<S: Simd>(&self, s: S, lane: usize, key: usize, seen: S::F, hidden: S::F) -> S::F {
+        // SAFETY: there are as many numbers as lanes of the widest level.
+        let keys = s.add(s.splat(key as f32), unsafe { s.load(COUNT.as_ptr()) });
         let near = s.le(s.splat(self.first[lane]), keys);
         let early = s.either(near, s.lt(keys, s.splat(self.pinned as f32)));
         s.select(s.both(early, s.le(keys, s.splat(self.last[lane]))), seen, hidden)
@@ -91,61 +126,68 @@ impl Queries {
     /// Bounds of the keys that the vector of queries at `lane` sees, for [`mask`].
     ///
     /// # Safety
-    /// A whole vector from `lane` lies below [`TILE`].
+    /// A whole vector from `lane` lies below [`QUERIES`].
     #[inline(always)]
     pub(super) unsafe fn bounds<S: Simd>(&self, s: S, lane: usize) -> Bounds<S> {
         // SAFETY: promised by the caller.
         let (first, last) = unsafe { (s.load(self.first.as_ptr().add(lane)), s.load(self.last.as_ptr().add(lane))) };
         Bounds { first, last, pinned: self.pinned }
     }
+}
 
-    /// Writes the queries of `from`, times `scale`, as columns of the panels of a [`Product`]'s right
-    /// operand. Unused lanes are zero.
-    ///
-    /// [`Product`]: super::product::Product
-    pub(super) fn transpose(&self, isa: Isa, from: &[f32], dim: usize, scale: f32, out: &mut [f32]) {
-        let panel = panel(isa);
-        for group in (0..self.lanes()).step_by(PAD) {
-            // A block of a cache line's lanes, dimension by dimension, writes whole lines.
-            let rows: [&[f32]; PAD] = std::array::from_fn(|i| &from[self.row[group + i] * dim..][..dim]);
-            let used: [f32; PAD] = std::array::from_fn(|i| if group + i < self.count { scale } else { 0.0 });
-            let out = &mut out[group / panel * panel * dim + group % panel..];
-            for c in 0..dim {
-                let out = &mut out[c * panel..][..PAD];
-                for i in 0..PAD {
-                    out[i] = rows[i][c] * used[i];
-                }
-            }
-        }
-    }
+/// The smallest range that holds all of them.
+pub(super) fn union(spans: impl Iterator<Item = Range<u32>>) -> Range<usize> {
+    let held = spans.filter(|span| !span.is_empty());
+    let (start, end) = held.fold((u32::MAX, 0), |(start, end), span| (start.min(span.start), end.max(span.end)));
+    start.min(end) as usize..end as usize
+}
 
-    /// Copies the queries of `from`, times `scale`, to rows of `padded(dim)` with zeros behind.
-    pub(super) fn pack(&self, from: &[f32], dim: usize, scale: f32, out: &mut [f32]) {
-        let width = padded(dim);
-        for (out, &row) in out.chunks_exact_mut(width).zip(&self.row[..self.count]) {
-            for (out, &from) in out.iter_mut().zip(&from[row * dim..][..dim]) {
-                *out = from * scale;
-            }
-            out[dim..].fill(0.0);
+/// Writes `count` rows of `dim` floats, `stride` apart, as columns of panels of [`PANEL`] lanes, or of
+/// as many as are left: a panel that begins at lane `p` is `[dim, its lanes]` at `p * dim`. Lanes are
+/// padded with zeros to whole vectors.
+pub(super) fn transpose(isa: Isa, from: &[f32], count: usize, stride: usize, dim: usize, out: &mut [f32]) {
+    assert!(count > 0 && from.len() >= (count - 1) * stride + dim && out.len() >= padded(count) * dim);
+    let kernels = kernels(isa);
+    for start in (0..count).step_by(PAD) {
+        let (panel, rows) = (start / PANEL * PANEL, PAD.min(count - start));
+        let width = PANEL.min(padded(count) - panel);
+        let out = &mut out[panel * dim + start - panel..];
+        let (src, dst) = (from[start * stride..].as_ptr(), out.as_mut_ptr());
+        // SAFETY: `rows` rows of `dim` floats lie in `from`; the lanes of this group of rows end in the panel, and
+        // lanes before them are not touched.
+        unsafe { (kernels.transpose)(Transpose { rows, len: dim, src, src_stride: stride, dst, dst_stride: width }) };
+        if rows < PAD {
+            out.chunks_mut(width).take(dim).for_each(|column| column[rows..PAD].fill(0.0));
         }
     }
 }
 
-/// `count` rows of `dim` that are `stride` apart, and their distance: where they are, if they are
-/// whole vectors and do not all fall into the same few sets of the caches, or packed in `scratch`
-/// with zeros behind.
-pub(super) fn rows(from: &[f32], count: usize, stride: usize, dim: usize, scratch: &mut [f32]) -> (*const f32, usize) {
-    assert!(from.len() >= (count - 1) * stride + dim);
+/// `count` rows of `dim` that are `stride` apart as the right operand of a product: where they are, if
+/// they are whole vectors and do not fall into few sets of the first-level cache, or packed in
+/// `scratch`, in parts of `rows` rows with zeros behind `dim`.
+pub(super) fn right(
+    from: &[f32],
+    count: usize,
+    stride: usize,
+    dim: usize,
+    rows: usize,
+    scratch: &mut [f32],
+) -> (*const f32, Right) {
+    assert!(from.len() >= (count - 1) * stride + dim && count <= rows);
     let width = padded(dim);
-    // 512 floats, 2 KB: every other row would share its sets.
-    if dim == width && !stride.is_multiple_of(512) {
-        return (from.as_ptr(), stride);
+    // With 128 floats, eight lines, from row to row, a part of four lines falls into half of the sets.
+    if dim == width && !stride.is_multiple_of(128) {
+        return (from.as_ptr(), Right::Rows(stride));
     }
-    for (row, out) in scratch.chunks_exact_mut(width).take(count).enumerate() {
-        out[..dim].copy_from_slice(&from[row * stride..][..dim]);
-        out[dim..].fill(0.0);
+    assert!(scratch.len() >= rows * width);
+    for (j, part) in parts(width) {
+        let whole = part.min(dim - j);
+        for (row, out) in scratch[j * rows..].chunks_exact_mut(part).take(count).enumerate() {
+            out[..whole].copy_from_slice(&from[row * stride + j..][..whole]);
+            out[whole..].fill(0.0);
+        }
     }
-    (scratch.as_ptr(), width)
+    (scratch.as_ptr(), Right::Parts(rows))
 }
 
 /// Keys that a vector of queries sees.
@@ -182,16 +224,16 @@ pub(super) struct Bias<'a> {
 }
 
 impl Bias<'_> {
-    /// Element of a query, by its row, and the first key of a tile.
+    /// Element of a query, by its row, and a key of the run.
     pub(super) fn at(&self, row: usize, key: usize) -> usize {
         (row % self.heads * self.n + row / self.heads) * self.n + self.start + key
     }
 
-    /// Copies what belongs to a tile of scores, queries as lanes.
-    pub(super) fn transpose(&self, queries: &Queries, keys: &Range<usize>, out: &mut [f32]) {
-        for (lane, &row) in queries.row.iter().enumerate() {
+    /// Copies what belongs to some lanes and keys, a row of `width` lanes for each key.
+    pub(super) fn transpose(&self, rows: &[usize], keys: &Range<usize>, width: usize, out: &mut [f32]) {
+        for (lane, &row) in rows.iter().enumerate() {
             let from = &self.all[self.at(row, keys.start)..][..keys.len()];
-            for (out, from) in out[lane..].iter_mut().step_by(TILE).zip(from) {
+            for (out, from) in out[lane..].iter_mut().step_by(width).zip(from) {
                 *out = *from;
             }
         }

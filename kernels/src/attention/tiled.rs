@@ -1,19 +1,23 @@
 //! Splits attention into tasks for the wide levels.
 
+use super::backward::{self, KEYS, Part, Rows};
 use super::forward::{Keys, attend};
-use super::tile::{Bias, Queries, TILE, padded};
-use super::{Inputs, Saved, Spec, backward as head_backward};
+use super::tile::{Bias, QUERIES, Queries, padded};
+use super::{Inputs, Saved, Spec};
 use crate::gemm::scratch::with_scratch;
 use crate::pool::{Disjoint, Pool};
 use std::ops::Range;
 
-/// Floats of the partial gradients that may exist at a time, 32 MB, unless one key head needs more.
-/// The calling thread keeps them: fresh pages would cost more than the sums.
+/// Floats of the partial gradients of queries that may exist at a time, 32 MB. The calling thread keeps
+/// them: fresh pages would cost more than the sums.
 const PARTIAL: usize = 8 << 20;
 
-/// Keys and values of a head in a run.
-fn keys<'a>(spec: &Spec, x: &Inputs<'a>, run: &Range<usize>, head: usize) -> Keys<'a> {
-    let (k_stride, v_stride, kv_head) = (spec.k_width(), spec.v_width(), head / spec.group());
+/// Tasks that a backward pass is cut into, if its heads and runs are fewer.
+const TASKS: usize = 16;
+
+/// Keys and values of a key head in a run.
+fn keys<'a>(spec: &Spec, x: &Inputs<'a>, run: &Range<usize>, kv_head: usize) -> Keys<'a> {
+    let (k_stride, v_stride) = (spec.k_width(), spec.v_width());
     Keys {
         k: &x.k[run.start * k_stride + kv_head * spec.head_dim..],
         v: &x.v[run.start * v_stride + kv_head * spec.value_dim..],
@@ -25,19 +29,25 @@ fn keys<'a>(spec: &Spec, x: &Inputs<'a>, run: &Range<usize>, head: usize) -> Key
 
 pub(super) fn forward(pool: &Pool, spec: &Spec, x: &Inputs<'_>, runs: &[Range<usize>], o: &mut [f32], lse: &mut [f32]) {
     let n = x.segments.len();
-    // Long tiles first: with a causal mask those at the end of long runs cost the most.
-    let mut tiles: Vec<(&Range<usize>, usize)> =
-        runs.iter().flat_map(|run| (0..run.len()).step_by(TILE).map(move |begin| (run, begin))).collect();
-    tiles.sort_by_key(|&(_, begin)| std::cmp::Reverse(begin));
+    // Head after head, so that keys stay in cache, and in each of them long tiles first: with a causal mask
+    // those at the end of a run cost the most. The last tasks are then the short tiles of a short run.
+    let mut order: Vec<&Range<usize>> = runs.iter().collect();
+    order.sort_by_key(|run| std::cmp::Reverse(run.len()));
+    let tiles_of = |run: &Range<usize>| (0..run.len()).step_by(QUERIES).rev();
+    let tiles: Vec<(&Range<usize>, usize, usize)> = order
+        .into_iter()
+        .flat_map(|run| (0..spec.heads).flat_map(move |head| tiles_of(run).map(move |begin| (run, head, begin))))
+        .collect();
     let (o, lse) = (Disjoint::new(o), Disjoint::new(lse));
-    pool.run(tiles.len() * spec.heads, &|task| {
-        let ((run, begin), head) = (tiles[task / spec.heads], task % spec.heads);
-        let count = TILE.min(run.len() - begin);
+    pool.run(tiles.len(), &|task| {
+        let (run, head, begin) = tiles[task];
+        let count = QUERIES.min(run.len() - begin);
         let first = run.start + begin;
         let places = (0..count).map(|i| ((first + i) * spec.heads + head, begin + i));
         let queries = Queries::new(spec, run.len(), places);
         let sink = x.sinks.map(|sinks| sinks[head]);
-        attend(pool.isa(), spec, &queries, x.q, keys(spec, x, run, head), sink, |lane, result, log_sum| {
+        let keys = keys(spec, x, run, head / spec.group());
+        attend(pool.isa(), spec, &queries, x.q, keys, sink, |lane, result, log_sum| {
             // SAFETY: each head of each token belongs to one task.
             unsafe {
                 o.slice(queries.row[lane] * spec.value_dim, spec.value_dim).copy_from_slice(result);
@@ -45,6 +55,75 @@ pub(super) fn forward(pool: &Pool, spec: &Spec, x: &Inputs<'_>, runs: &[Range<us
             }
         });
     });
+}
+
+/// A task of the backward pass: some keys of a key head in a run, with all query heads of it.
+struct Task {
+    run: Range<usize>,
+    kv_head: usize,
+    keys: Range<usize>,
+    /// Number among the parts of the key head in the run.
+    part: usize,
+    /// About how many scores it computes.
+    work: usize,
+    /// Where its tiles of queries are noted as visited.
+    visited: usize,
+    /// Where its partial gradients of queries begin, unless they are the output itself.
+    partial: Option<usize>,
+}
+
+/// Queries that see a tile of keys, about.
+fn seers(spec: &Spec, len: usize, start: usize) -> usize {
+    let all = if spec.causal { len - start } else { len };
+    let reach = spec.window.unwrap_or(len).min(spec.chunk.unwrap_or(len));
+    all.min(reach.saturating_mul(if spec.causal { 1 } else { 2 }).saturating_add(KEYS))
+}
+
+/// Cuts the keys of a run into at most `parts` ranges of about equal work.
+fn cut(spec: &Spec, len: usize, parts: usize) -> Vec<(Range<usize>, usize)> {
+    let work = |start: usize| seers(spec, len, start) * KEYS.min(len - start);
+    let total: usize = (0..len).step_by(KEYS).map(work).sum();
+    let (mut ranges, mut begin, mut done, mut before) = (Vec::new(), 0, 0, 0);
+    for start in (0..len).step_by(KEYS) {
+        done += work(start);
+        let end = len.min(start + KEYS);
+        // The next tile would leave this part's share farther behind than this one does.
+        let share = total * (ranges.len() + 1) / parts;
+        if end == len || done + work(end) / 2 >= share {
+            ranges.push((begin..end, done - before));
+            (begin, before) = (end, done);
+        }
+    }
+    ranges
+}
+
+/// All tasks, long ones first, with how many marks and partial gradients they need. By shape alone, so
+/// that sums do not depend on threads.
+fn tasks(spec: &Spec, runs: &[Range<usize>], direct: bool) -> (Vec<Task>, usize, usize) {
+    let (group, width) = (spec.group(), padded(spec.head_dim));
+    let whole: Vec<usize> = runs.iter().map(|run| cut(spec, run.len(), 1)[0].1).collect();
+    let total = whole.iter().sum::<usize>() * spec.kv_heads;
+    let mut wanted = TASKS;
+    loop {
+        let (mut tasks, mut visited, mut partial) = (Vec::new(), 0, 0);
+        for (run, work) in runs.iter().zip(&whole) {
+            let parts = cut(spec, run.len(), (work * wanted).div_ceil(total.max(1)));
+            for kv_head in 0..spec.kv_heads {
+                for (part, (keys, work)) in parts.iter().cloned().enumerate() {
+                    let to_output = part == 0 && direct;
+                    let place = (!to_output).then_some(partial);
+                    tasks.push(Task { run: run.clone(), kv_head, keys, part, work, visited, partial: place });
+                    visited += group * run.len().div_ceil(QUERIES);
+                    partial += if to_output { 0 } else { group * run.len() * width };
+                }
+            }
+        }
+        if partial <= PARTIAL || wanted == 1 {
+            tasks.sort_by_key(|task| std::cmp::Reverse(task.work));
+            return (tasks, visited, partial);
+        }
+        wanted /= 2;
+    }
 }
 
 pub(super) fn backward(
@@ -58,84 +137,81 @@ pub(super) fn backward(
     d_v: &mut [f32],
     mut d_bias: Option<&mut [f32]>,
 ) {
-    let (n, group) = (x.segments.len(), spec.group());
-    let (width, value_width) = (padded(spec.head_dim), padded(spec.value_dim));
-    if n == 0 {
-        return;
-    }
+    let (group, dim, width) = (spec.group(), spec.head_dim, padded(spec.head_dim));
     if let Some(d_bias) = &mut d_bias {
         pool.run_pieces(d_bias, 1 << 16, |_, part| part.fill(0.0));
     }
     let d_bias = d_bias.map(Disjoint::new);
-    let mut order: Vec<&Range<usize>> = runs.iter().collect();
-    order.sort_by_key(|run| std::cmp::Reverse(run.len()));
+    // Sums of whole vectors are made in place.
+    let direct = dim == width;
+    let (tasks, marks, floats) = tasks(spec, runs, direct);
     let (d_q, d_k, d_v) = (Disjoint::new(d_q), Disjoint::new(d_k), Disjoint::new(d_v));
-    // Few long tasks balance badly, so their queries are halved; by shape, so that sums do not change.
-    let halves = if spec.heads * runs.len() < 16 && order[0].len() >= 8 * TILE { 2 } else { 1 };
-    // Partial gradients of keys and values: [heads, halves, n, width] of each.
-    let parts = group * halves;
-    let batch = (PARTIAL / (parts * n * (width + value_width))).clamp(1, spec.kv_heads);
-    with_scratch(batch * parts * n * (width + value_width), |partial| {
-        for begin in (0..spec.kv_heads).step_by(batch) {
-            let kv_heads = batch.min(spec.kv_heads - begin);
-            let heads = kv_heads * group;
-            pool.run_pieces(partial, 1 << 16, |_, part| part.fill(0.0));
-            let (keys_part, values_part) = partial.split_at_mut(batch * parts * n * width);
-            let (keys_part, values_part) = (Disjoint::new(keys_part), Disjoint::new(values_part));
-            pool.run(order.len() * heads * halves, &|task| {
-                let (run, index) = (order[task / (heads * halves)], task % (heads * halves));
-                let (head, half) = (begin * group + index / halves, index % halves);
-                let rows = if halves == 2 { halve(spec, run.len())[half].clone() } else { 0..run.len() };
-                let args =
-                    head_backward::Head { q: x.q, o: saved.o, d_o: saved.d_o, lse: &saved.lse[head * n..][..n], number: head };
-                let place = index * n + run.start;
-                // SAFETY: each run of each head's half belongs to one task.
-                let (d_k, d_v) = unsafe {
-                    (
-                        keys_part.slice(place * width, run.len() * width),
-                        values_part.slice(place * value_width, run.len() * value_width),
-                    )
-                };
-                let keys = keys(spec, x, run, head);
-                let isa = pool.isa();
-                head_backward::run(isa, spec, args, keys, run.clone(), rows, d_k, d_v, d_bias.as_ref(), |token, result| {
-                    // SAFETY: each head of each token belongs to one task.
-                    unsafe { d_q.slice((token * spec.heads + head) * spec.head_dim, spec.head_dim) }.copy_from_slice(result);
-                });
-            });
-            // Sum the query heads of each key head and their halves, in order.
-            let sums = [(&keys_part, &d_k, spec.head_dim, width), (&values_part, &d_v, spec.value_dim, value_width)];
-            let tokens = 64;
-            pool.run(n.div_ceil(tokens), &|task| {
-                for token in task * tokens..n.min((task + 1) * tokens) {
-                    for kv_head in 0..kv_heads {
-                        for (part, out, dim, width) in sums {
-                            // SAFETY: this task alone has the token now.
-                            let out = unsafe { out.slice((token * spec.kv_heads + begin + kv_head) * dim, dim) };
-                            for member in 0..parts {
-                                let from = ((kv_head * parts + member) * n + token) * width;
-                                // SAFETY: as above, and nobody writes the parts any more.
-                                let from = unsafe { part.slice(from, dim) };
-                                if member == 0 {
-                                    out.copy_from_slice(from);
-                                } else {
-                                    for (out, from) in out.iter_mut().zip(from) {
-                                        *out += *from;
-                                    }
-                                }
+    let mut visited = vec![false; marks];
+    with_scratch(floats, |partial| {
+        let (partial, marks) = (Disjoint::new(partial), Disjoint::new(&mut visited));
+        // Gradients of a query head in a run, for a task.
+        let rows = |task: &Task, head: usize| match task.partial {
+            None => {
+                let start = (task.run.start * spec.heads + head) * dim;
+                Rows { start: d_q.after(start).as_mut_ptr(), stride: spec.q_width() }
+            }
+            Some(place) => {
+                let start = place + (head - task.kv_head * group) * task.run.len() * width;
+                Rows { start: partial.after(start).as_mut_ptr(), stride: width }
+            }
+        };
+        pool.run(tasks.len(), &|number| {
+            let task = &tasks[number];
+            // SAFETY: each task has marks of its own.
+            let visited = unsafe { marks.slice(task.visited, group * task.run.len().div_ceil(QUERIES)) };
+            let part = Part { run: task.run.clone(), kv_head: task.kv_head, keys: task.keys.clone(), visited };
+            let keys = keys(spec, x, &task.run, task.kv_head);
+            let out = |key: usize, d_key: &[f32], d_value: &[f32]| {
+                let row = (task.run.start + key) * spec.kv_heads + task.kv_head;
+                // SAFETY: each key of a key head belongs to one task.
+                unsafe {
+                    d_k.slice(row * dim, dim).copy_from_slice(d_key);
+                    d_v.slice(row * spec.value_dim, spec.value_dim).copy_from_slice(d_value);
+                }
+            };
+            // SAFETY: one part of each key head in each run has the output, the others have room of their own.
+            unsafe { backward::run(pool.isa(), spec, x, saved, keys, part, |head| rows(task, head), d_bias.as_ref(), out) };
+        });
+        // Add the parts of each tile of queries, in the order of their keys.
+        let mut parts: Vec<&Task> = tasks.iter().collect();
+        parts.sort_by_key(|task| (task.run.start, task.kv_head, task.part));
+        let sums: Vec<&[&Task]> = parts.chunk_by(|a, b| (a.run.start, a.kv_head) == (b.run.start, b.kv_head)).collect();
+        pool.run(sums.len() * group, &|number| {
+            let (parts, member) = (sums[number / group], number % group);
+            let (run, head) = (&parts[0].run, parts[0].kv_head * group + member);
+            let tiles = run.len().div_ceil(QUERIES);
+            for tile in 0..tiles {
+                let mut begun = false;
+                for task in parts {
+                    // SAFETY: marks are only read now.
+                    let visited = unsafe { marks.slice(task.visited + member * tiles + tile, 1) }[0];
+                    let from = rows(task, head);
+                    for i in tile * QUERIES..run.len().min((tile + 1) * QUERIES) {
+                        // SAFETY: this query head of the run belongs to this task now, and the parts are complete.
+                        let (out, from) = unsafe {
+                            let out = d_q.slice(((run.start + i) * spec.heads + head) * dim, dim);
+                            (out, from.start.add(i * from.stride))
+                        };
+                        match (visited, begun, task.partial) {
+                            // SAFETY: a part has `dim` floats for each query.
+                            (true, true, _) => out.iter_mut().enumerate().for_each(|(c, out)| *out += unsafe { *from.add(c) }),
+                            // SAFETY: as above.
+                            (true, false, Some(_)) => {
+                                out.iter_mut().enumerate().for_each(|(c, out)| *out = unsafe { *from.add(c) })
                             }
+                            // Already there.
+                            (true, false, None) | (false, true, _) => {}
+                            (false, false, _) => out.fill(0.0),
                         }
                     }
+                    begun |= visited;
                 }
-            });
-        }
+            }
+        });
     });
-}
-
-/// Cuts the queries of a run into two ranges, from a multiple of the tile, of about equal work.
-fn halve(spec: &Spec, len: usize) -> [Range<usize>; 2] {
-    // Half of the area of a triangle, or of a band or square.
-    let share = if spec.causal && spec.window.is_none() { std::f64::consts::FRAC_1_SQRT_2 } else { 0.5 };
-    let middle = ((len as f64 * share / TILE as f64).round() as usize * TILE).min(len);
-    [0..middle, middle..len]
 }

@@ -30,6 +30,12 @@ fn first(n: usize) -> __m256i {
     unsafe { _mm256_loadu_si256(masks.as_ptr().cast()) }
 }
 
+/// Exponents beyond which every power of two is zero or infinite; NaN stays.
+#[inline(always)]
+fn bounded(s: Avx2, n: __m256) -> __m256 {
+    s.min(s.splat(200.0), s.max(s.splat(-200.0), n))
+}
+
 impl Simd for Avx2 {
     const LANES: usize = 8;
     type F = __m256;
@@ -144,8 +150,21 @@ impl Simd for Avx2 {
         unsafe { _mm256_or_ps(a, b) }
     }
     #[inline(always)]
+    fn any(self, a: __m256) -> bool {
+        unsafe { _mm256_movemask_ps(a) != 0 }
+    }
+    #[inline(always)]
     fn select(self, mask: __m256, a: __m256, b: __m256) -> __m256 {
         unsafe { _mm256_blendv_ps(b, a, mask) }
+    }
+    #[inline(always)]
+    fn fraction(self, x: __m256) -> __m256 {
+        let x = bounded(self, x);
+        self.sub(x, self.floor(x))
+    }
+    #[inline(always)]
+    fn scale_floor(self, x: __m256, n: __m256) -> __m256 {
+        self.scale(x, self.floor(bounded(self, n)))
     }
     #[inline(always)]
     fn scale(self, x: __m256, n: __m256) -> __m256 {

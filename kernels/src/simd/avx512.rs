@@ -140,8 +140,20 @@ impl Simd for Avx512 {
         a | b
     }
     #[inline(always)]
+    fn any(self, a: __mmask16) -> bool {
+        a != 0
+    }
+    #[inline(always)]
     fn select(self, mask: __mmask16, a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_mask_blend_ps(mask, b, a) }
+    }
+    #[inline(always)]
+    fn fraction(self, x: __m512) -> __m512 {
+        unsafe { _mm512_reduce_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(x) }
+    }
+    #[inline(always)]
+    fn scale_floor(self, x: __m512, n: __m512) -> __m512 {
+        unsafe { _mm512_scalef_ps(x, n) }
     }
     #[inline(always)]
     fn scale(self, x: __m512, n: __m512) -> __m512 {

@@ -39,6 +39,18 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     s.scale(s.add(p, s.splat(1.0)), n)
 }
 
+/// `2^x`: with AVX-512 the cheapest exponential, which needs no clamping. The polynomial is fitted to the
+/// relative error on `[0, 1]`, `8.3e-8`, under the condition that it is exact at zero.
+#[inline(always)]
+pub(crate) fn exp2<S: Simd>(s: S, x: S::F) -> S::F {
+    let r = s.fraction(x);
+    let mut p = s.splat(1.867_130_2e-3);
+    for c in [9.017_03e-3, 5.579_991_3e-2, 2.401_644_4e-1, 6.931_513e-1, 1.0] {
+        p = s.fma(p, r, s.splat(c));
+    }
+    s.scale_floor(p, x)
+}
+
 /// `e^x - 1`.
 #[inline(always)]
 pub(crate) fn exp_m1<S: Simd>(s: S, x: S::F) -> S::F {

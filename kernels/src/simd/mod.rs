@@ -79,9 +79,15 @@ pub(crate) trait Simd: Copy {
     fn is_nan(self, a: Self::F) -> Self::M;
     fn both(self, a: Self::M, b: Self::M) -> Self::M;
     fn either(self, a: Self::M, b: Self::M) -> Self::M;
+    /// Whether any lane is set.
+    fn any(self, a: Self::M) -> bool;
     /// `a` where the mask is set, else `b`.
     fn select(self, mask: Self::M, a: Self::F, b: Self::F) -> Self::F;
 
+    /// `x - floor(x)`, zero for infinities.
+    fn fraction(self, x: Self::F) -> Self::F;
+    /// `x 2^floor(n)` for `x` in `[1, 2)` and any `n`, rounded once; NaN if `x` is.
+    fn scale_floor(self, x: Self::F, n: Self::F) -> Self::F;
     /// `x 2^n` for integral `n` in `-252..=254`, rounded once.
     fn scale(self, x: Self::F, n: Self::F) -> Self::F;
     /// Mantissa in `[1, 2)` and exponent of positive finite numbers, subnormal ones included.

@@ -10,6 +10,7 @@ simd_fn! {
         unsafe {
             match which {
                 "exp" => map(s, x, out, len, |x| math::exp(s, x)),
+                "exp2" => map(s, x, out, len, |x| math::exp2(s, x)),
                 "expm1" => map(s, x, out, len, |x| math::exp_m1(s, x)),
                 "log" => map(s, x, out, len, |x| math::log(s, x)),
                 "log1p" => map(s, x, out, len, |x| math::log_1p(s, x)),
@@ -27,8 +28,8 @@ fn relative_error_is_as_stated() {
     x.extend((0..40_000).map(|i| -f32::from_bits(i * 53_000)));
     x.retain(|x| x.is_finite());
     type Exact = fn(f64) -> f64;
-    let functions: [(&str, Exact); 5] =
-        [("exp", f64::exp), ("expm1", f64::exp_m1), ("log", f64::ln), ("log1p", f64::ln_1p), ("tanh", f64::tanh)];
+    let functions: [(&str, Exact); 6] =
+        [("exp", f64::exp), ("exp2", f64::exp2), ("expm1", f64::exp_m1), ("log", f64::ln), ("log1p", f64::ln_1p), ("tanh", f64::tanh)];
     for isa in Isa::available().filter(|&isa| isa > Isa::Scalar) {
         for (name, exact) in functions {
             let mut out = vec![0.0; x.len()];
@@ -52,6 +53,9 @@ fn relative_error_is_as_stated() {
         let mut out = [0.0; 8];
         apply(isa, "exp", &odd, &mut out);
         assert!(out[0].is_nan() && out[1] == f32::INFINITY && out[2..5] == [0.0, 1.0, 1.0] && out[7] == 0.0);
+        let odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, -1.0, 130.0, -1e30];
+        apply(isa, "exp2", &odd, &mut out);
+        assert!(out[0].is_nan() && out[1..] == [f32::INFINITY, 0.0, 1.0, 1.0, 0.5, f32::INFINITY, 0.0]);
         apply(isa, "log", &odd, &mut out);
         assert!(out[0].is_nan() && out[1] == f32::INFINITY && out[2].is_nan() && out[5].is_nan());
         assert!(out[3] == f32::NEG_INFINITY && out[4] == f32::NEG_INFINITY);
