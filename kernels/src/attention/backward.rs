@@ -11,8 +11,8 @@
 //! queries that see any of it, and each block of rows of a gradient sums what concerns it.
 
 use super::forward::Keys;
-use super::product::{Left, Product, Right};
-use super::tile::{self, Bias, PANEL, QUERIES, Queries, Units, padded};
+use super::product::{Left, Product};
+use super::tile::{self, Bias, PANEL, Queries, Units, padded};
 use super::{Inputs, Saved, Spec};
 use crate::gemm::scratch::with_scratch;
 use crate::isa::Isa;
@@ -21,8 +21,11 @@ use crate::simd::{Simd, math, simd_fn};
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
-/// Keys of a tile.
-pub(super) const KEYS: usize = 96;
+/// Keys of a tile: what is packed of queries and gradients serves all of them.
+pub(super) const KEYS: usize = 192;
+
+/// Queries of a tile.
+pub(super) const QUERIES: usize = 96;
 
 /// Where the gradient of a query head goes: row `i` of the run at `i * stride`, `padded(head_dim)` floats.
 #[derive(Clone, Copy)]
@@ -59,15 +62,16 @@ pub(super) unsafe fn run(
     mut out: impl FnMut(usize, &[f32], &[f32]),
 ) {
     let (dim, value_dim, len, group) = (spec.head_dim, spec.value_dim, part.run.len(), spec.group());
+    let (k_pitch, v_pitch) = (tile::pitch(padded(dim)), tile::pitch(padded(value_dim)));
     let (width, value_width, n) = (padded(dim), padded(value_dim), saved.lse.len() / spec.heads);
     let (q_stride, o_stride) = (spec.q_width(), spec.o_width());
-    let tiles: Vec<Queries> = (0..len)
+    let tiles: Vec<Queries<QUERIES>> = (0..len)
         .step_by(QUERIES)
         .map(|begin| Queries::new(spec, len, (begin..len.min(begin + QUERIES)).map(|i| ((part.run.start + i) * spec.heads, i))))
         .collect();
     let units = Units::new(spec, x.bias.is_some());
     let floats =
-        KEYS * (dim + value_dim + 2 * width + value_width) + QUERIES * (2 * KEYS + width + value_width) + 2 * group * len;
+        KEYS * (dim + value_dim + width + k_pitch + value_width) + QUERIES * (2 * KEYS + k_pitch + v_pitch) + 2 * group * len;
     with_scratch(floats, |scratch| {
         let (kt, rest) = scratch.split_at_mut(KEYS * dim);
         let (vt, rest) = rest.split_at_mut(KEYS * value_dim);
@@ -75,13 +79,14 @@ pub(super) unsafe fn run(
         let (d_v, rest) = rest.split_at_mut(KEYS * value_width);
         let (p, rest) = rest.split_at_mut(QUERIES * KEYS);
         let (d_s, rest) = rest.split_at_mut(QUERIES * KEYS);
-        let (packed_k, rest) = rest.split_at_mut(KEYS * width);
-        let (packed_q, rest) = rest.split_at_mut(QUERIES * width);
-        let (packed_d_o, rest) = rest.split_at_mut(QUERIES * value_width);
+        let (packed_k, rest) = rest.split_at_mut(KEYS * k_pitch);
+        let (packed_q, rest) = rest.split_at_mut(QUERIES * k_pitch);
+        let (packed_d_o, rest) = rest.split_at_mut(QUERIES * v_pitch);
         let (lse, delta) = rest.split_at_mut(group * len);
         let heads = part.kv_head * group..(part.kv_head + 1) * group;
+        let first = if spec.causal { part.keys.start } else { 0 };
         for (head, (lse, delta)) in heads.clone().zip(lse.chunks_exact_mut(len).zip(delta.chunks_exact_mut(len))) {
-            for (i, (lse, delta)) in lse.iter_mut().zip(delta).enumerate() {
+            for (i, (lse, delta)) in lse.iter_mut().zip(delta).enumerate().skip(first) {
                 let token = part.run.start + i;
                 let at = token * o_stride + head * value_dim;
                 *lse = saved.lse[head * n + token] * LOG2_E;
@@ -93,7 +98,7 @@ pub(super) unsafe fn run(
             let k = &keys.k[start * keys.k_stride..];
             tile::transpose(isa, k, tile.len(), keys.k_stride, dim, kt);
             tile::transpose(isa, &keys.v[start * keys.v_stride..], tile.len(), keys.v_stride, value_dim, vt);
-            let (k, k_layout) = tile::right(k, tile.len(), keys.k_stride, dim, KEYS, packed_k);
+            let (k, ldk) = tile::right(isa, k, tile.len(), keys.k_stride, dim, packed_k);
             let mut begun = false;
             for (member, head) in heads.clone().enumerate() {
                 let d_q = d_q(head);
@@ -117,7 +122,7 @@ pub(super) unsafe fn run(
                             a: q[rows.start * q_stride..].as_ptr(),
                             left: Left::Rows(q_stride),
                             b: kt[panel * dim..].as_ptr(),
-                            right: Right::Rows(pitch),
+                            ldb: pitch,
                             c: p[rows.start * KEYS + panel..].as_mut_ptr(),
                             ldc: KEYS,
                             adds: false,
@@ -144,8 +149,8 @@ pub(super) unsafe fn run(
                         hide(panel, pitch, 0..rows.start, d_s);
                         hide(panel, pitch, rows.end..count, d_s);
                     }
-                    let (d_o, d_o_layout) = tile::right(d_o, count, o_stride, value_dim, QUERIES, packed_d_o);
-                    let (q, q_layout) = tile::right(q, count, q_stride, dim, QUERIES, packed_q);
+                    let (d_o, ldd) = tile::right(isa, d_o, count, o_stride, value_dim, packed_d_o);
+                    let (q, ldq) = tile::right(isa, q, count, q_stride, dim, packed_q);
                     let visited = &mut part.visited[member * tiles.len() + number];
                     let d_values = Product {
                         m: tile.len(),
@@ -154,14 +159,14 @@ pub(super) unsafe fn run(
                         a: p.as_ptr(),
                         left: Left::Columns(KEYS),
                         b: d_o,
-                        right: d_o_layout,
+                        ldb: ldd,
                         c: d_v.as_mut_ptr(),
                         ldc: value_width,
                         adds: begun,
                         terms: seen.of_keys(tile.len()),
                     };
                     let d_keys =
-                        Product { n: width, a: d_s.as_ptr(), b: q, right: q_layout, c: d_k.as_mut_ptr(), ldc: width, ..d_values };
+                        Product { n: width, a: d_s.as_ptr(), b: q, ldb: ldq, c: d_k.as_mut_ptr(), ldc: width, ..d_values };
                     let d_queries = Product {
                         m: count,
                         n: width,
@@ -169,7 +174,7 @@ pub(super) unsafe fn run(
                         a: d_s.as_ptr(),
                         left: Left::Rows(KEYS),
                         b: k,
-                        right: k_layout,
+                        ldb: ldk,
                         c: d_q.start.wrapping_add(begin * d_q.stride),
                         ldc: d_q.stride,
                         adds: std::mem::replace(visited, true),
@@ -207,7 +212,7 @@ struct Seen {
 
 impl Seen {
     /// `None` if they see nothing.
-    fn new(queries: &Queries, tile: &Range<usize>) -> Option<Seen> {
+    fn new(queries: &Queries<QUERIES>, tile: &Range<usize>) -> Option<Seen> {
         let count = queries.count;
         let whole = queries.see_all(0..count, tile);
         let mut seen = Seen { whole, queries: [const { 0..0 }; QUERIES], keys: [const { 0..0 }; KEYS] };
@@ -257,7 +262,7 @@ fn hide(panel: usize, pitch: usize, rows: Range<usize>, d_s: &mut [f32]) {
 struct Chain<'a> {
     spec: &'a Spec,
     units: Units,
-    queries: &'a Queries,
+    queries: &'a Queries<QUERIES>,
     tile: &'a Range<usize>,
     head: usize,
     /// Queries of the tile, and keys: lanes of a panel.
@@ -309,15 +314,13 @@ simd_fn! {
                         }
                         score = s.mul(score, s.splat(LOG2_E));
                     }
-                    // What is hidden may not even be a number.
-                    let shown = |x| if whole { x } else { queries.mask_keys(s, row, key, x, s.zero()) };
-                    let weight = shown(math::exp2(s, s.fma(score, factor, less)));
+                    let weight = shown(s, whole, queries, row, key, math::exp2(s, s.fma(score, factor, less)));
                     s.store(scores, weight);
                     if !units.bent {
-                        s.store(d_weights, shown(s.mul(weight, s.fma(d_weight, scale, less_delta))));
+                        s.store(d_weights, shown(s, whole, queries, row, key, s.mul(weight, s.fma(d_weight, scale, less_delta))));
                         continue;
                     }
-                    let d_score = shown(s.mul(weight, s.sub(d_weight, s.splat(delta))));
+                    let d_score = shown(s, whole, queries, row, key, s.mul(weight, s.sub(d_weight, s.splat(delta))));
                     if let (Some(d_bias), Some((at, left))) = (d_bias, biased) {
                         // This part alone has these keys of the query.
                         s.store_up_to(d_bias.as_mut_ptr().wrapping_add(at), left, d_score);
@@ -327,6 +330,13 @@ simd_fn! {
             }
         }
     }
+}
+
+/// `x` where the query of a row sees the vector of keys from `key` on, else zero: what is hidden may
+/// not even be a number.
+#[inline(always)]
+fn shown<S: Simd>(s: S, whole: bool, queries: &Queries<QUERIES>, row: usize, key: usize, x: S::F) -> S::F {
+    if whole { x } else { queries.mask_keys(s, row, key, x, s.zero()) }
 }
 
 simd_fn! {

@@ -10,13 +10,16 @@
 //! own last key, and each block of rows of `O` sums up to its own.
 
 use super::Spec;
-use super::product::{Left, Product, Right};
-use super::tile::{self, Bias, NO_SCORE, PAD, PANEL, QUERIES, Queries, SLACK, Units, mask, padded};
+use super::product::{Left, Product};
+use super::tile::{self, Bias, NO_SCORE, PAD, PANEL, Queries, SLACK, Units, mask, padded};
 use crate::gemm::scratch::with_scratch;
 use crate::isa::Isa;
 use crate::simd::{math, simd_fn};
 use std::f32::consts::{LN_2, LOG2_E};
 use std::ops::Range;
+
+/// Queries of a tile: what is packed of keys and values serves all of them.
+pub(super) const QUERIES: usize = 192;
 
 /// Keys of a tile.
 const KEYS: usize = 64;
@@ -36,7 +39,7 @@ pub(super) struct Keys<'a> {
 pub(super) fn attend(
     isa: Isa,
     spec: &Spec,
-    queries: &Queries,
+    queries: &Queries<QUERIES>,
     q: &[f32],
     keys: Keys<'_>,
     sink: Option<f32>,
@@ -45,7 +48,7 @@ pub(super) fn attend(
     let (dim, value_dim, count) = (spec.head_dim, spec.value_dim, queries.count);
     let width = padded(value_dim);
     let biased = keys.bias.map_or(0, |_| KEYS * PANEL);
-    with_scratch(QUERIES * (dim + width) + KEYS * (PANEL + width) + biased, |scratch| {
+    with_scratch(QUERIES * (dim + width) + KEYS * (PANEL + tile::pitch(width)) + biased, |scratch| {
         let (qt, rest) = scratch.split_at_mut(QUERIES * dim);
         let (scores, rest) = rest.split_at_mut(KEYS * PANEL);
         let (o, rest) = rest.split_at_mut(QUERIES * width);
@@ -55,7 +58,7 @@ pub(super) fn attend(
         for tile in queries.tiles(KEYS) {
             let k = &keys.k[tile.start * keys.k_stride..];
             let v = &keys.v[tile.start * keys.v_stride..];
-            let (v, v_layout) = tile::right(v, tile.len(), keys.v_stride, value_dim, KEYS, packed);
+            let (v, ldv) = tile::right(isa, v, tile.len(), keys.v_stride, value_dim, packed);
             for panel in (0..count).step_by(PANEL) {
                 let lanes = panel..count.min(panel + PANEL);
                 let Some(seen) = Seen::new(queries, lanes.clone(), &tile) else { continue };
@@ -70,7 +73,7 @@ pub(super) fn attend(
                             a: k[keys_seen.start * keys.k_stride..].as_ptr(),
                             left: Left::Rows(keys.k_stride),
                             b: qt[panel * dim + vectors * PAD..].as_ptr(),
-                            right: Right::Rows(pitch),
+                            ldb: pitch,
                             c: scores[keys_seen.start * pitch + vectors * PAD..].as_mut_ptr(),
                             ldc: pitch,
                             adds: false,
@@ -101,7 +104,7 @@ pub(super) fn attend(
                         a: scores.as_ptr(),
                         left: Left::Columns(pitch),
                         b: v,
-                        right: v_layout,
+                        ldb: ldv,
                         c: o.as_mut_ptr(),
                         ldc: width,
                         adds: !fresh,
@@ -143,7 +146,7 @@ struct Seen {
 
 impl Seen {
     /// `None` if they see nothing.
-    fn new(queries: &Queries, lanes: Range<usize>, keys: &Range<usize>) -> Option<Seen> {
+    fn new(queries: &Queries<QUERIES>, lanes: Range<usize>, keys: &Range<usize>) -> Option<Seen> {
         let whole = queries.see_all(lanes.clone(), keys);
         let mut seen = Seen {
             lanes: lanes.clone(),
@@ -222,7 +225,7 @@ simd_fn! {
     fn soften<S>(
         s,
         spec: &Spec,
-        queries: &Queries,
+        queries: &Queries<QUERIES>,
         seen: &Seen,
         bias: &[f32],
         state: &mut State,

@@ -13,12 +13,13 @@
 //! a cap `c`, `c tanh(score / c)`, then plus a bias. A sink is the score of one more key, whose value
 //! is zero: it only takes weight from the others (gpt-oss, OpenAI 2025). Outputs are overwritten.
 //!
-//! The wide levels work on tiles of 64 queries by 64 keys, skip tiles that are masked out
-//! entirely, and hold the scores transposed: a query is a vector lane, so its running maximum
-//! and sum need no horizontal operation, and all products are of the one form that `product.rs`
-//! computes. An output element is always summed in the order of its keys (or queries), so results
-//! do not depend on the number of threads. Error against `scalar.rs` is about `1e-6` relative to
-//! the largest value attended to. A bias costs its size in memory, and more time than the rest.
+//! The wide levels work on tiles, skip those that are masked out entirely, and cut the others to the
+//! blocks of registers that see anything. All products are of the one form that `product.rs` computes, and
+//! scores are kept in powers of two, of which the exponential is cheapest. An output element is always
+//! summed in the order of its keys (or queries), so results do not depend on the number of threads. Error
+//! against `scalar.rs` is about `1e-6` relative to the largest value attended to. A bias costs its size in
+//! memory, and more time than the rest. What is not finite in a query makes the outputs of that query not
+//! finite; in a key or value, those of all queries that see it, and maybe of some more in its run.
 
 #![allow(clippy::too_many_arguments, reason = "a kernel names its sizes, inputs and outputs")]
 
@@ -336,7 +337,8 @@ struct Place {
 /// `0..=positions[i]` of its sequence, as far as window and chunk let it (`causal` is implied). Pages
 /// that no row sees are not looked up, so their places in the table may hold anything. Rows of one
 /// sequence at consecutive positions, as in a prefill, are fastest when they are adjacent. A row's
-/// result does not depend on other rows, on threads or on how its sequence was cut into steps.
+/// result does not depend on other rows (as long as keys and values are finite), on threads or on how its
+/// sequence was cut into steps.
 ///
 /// # Errors
 /// When a slot, a position or a page that is needed lies outside; nothing is written then.

@@ -1,13 +1,13 @@
 //! Attention of new tokens to a paged cache, for the wide levels.
 //!
 //! All query heads of a key head, and all consecutive new tokens of a sequence, share a pass over the
-//! pages (FlashAttention's running softmax, page by page). Every [`SPLIT`] pages, by position, the
-//! pass starts afresh and the parts are joined (Flash-Decoding, Dao et al. 2023), so that long
+//! pages. Every [`SPLIT`] pages, by position, are a part: scores of all its keys, then their weights, then
+//! the sums of its values. Parts are joined afterwards (Flash-Decoding, Dao et al. 2023), so that long
 //! contexts are read by all threads. A row's arithmetic depends on its own position, mask and keys
 //! alone: not on threads, on other rows, or on how its sequence was cut into steps.
 
-use super::product::{Left, Product, Right};
-use super::tile::{self, NO_SCORE, PAD, QUERIES, Queries, SLACK, Units, padded};
+use super::product::{Left, Product};
+use super::tile::{self, NO_SCORE, PAD, Queries, Units, padded};
 use super::{CacheFormat, PAGE, Place, Spec, Step};
 use crate::gemm::scratch::with_scratch;
 use crate::isa::Isa;
@@ -16,8 +16,15 @@ use crate::simd::{math, simd_fn};
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
+/// Lanes of a pass: rows of a sequence, times the query heads of a key head.
+const LANES: usize = 96;
+
 /// Pages of an independent part of the sum.
 const SPLIT: usize = 4;
+
+/// Distance of the rows of a part's scores: no power of two, which would crowd them into few sets of the
+/// first-level cache.
+const SCORES: usize = SPLIT * PAGE + PAD;
 
 /// With fewer tasks than this, parts become tasks of their own.
 const FEW: usize = 16;
@@ -42,7 +49,7 @@ struct Pass {
 }
 
 impl Pass {
-    fn queries(&self, spec: &Spec, places: &[Place], keys: usize, kv_head: usize) -> Queries {
+    fn queries(&self, spec: &Spec, places: &[Place], keys: usize, kv_head: usize) -> Queries<LANES> {
         let group = spec.group();
         let lanes = self.lanes.clone().map(|lane| {
             let row = self.start + lane / group;
@@ -58,8 +65,8 @@ fn passes(spec: &Spec, step: &Step<'_>, places: &[Place]) -> Vec<Pass> {
     for run in places.chunk_by(|a, b| a.slot == b.slot && a.position + 1 == b.position) {
         let lanes = run.len() * spec.group();
         let table = &step.table[run[0].slot * step.columns..][..step.columns];
-        for lane in (0..lanes).step_by(QUERIES) {
-            let lanes = lane..lanes.min(lane + QUERIES);
+        for lane in (0..lanes).step_by(LANES) {
+            let lanes = lane..lanes.min(lane + LANES);
             let mut pass = Pass { start, lanes, pages: Vec::new(), parts: Vec::new() };
             let queries = pass.queries(spec, places, step.columns * PAGE, 0);
             pass.pages =
@@ -89,7 +96,7 @@ pub(super) fn attend(
     let (o, isa, keys) = (Disjoint::new(o), pool.isa(), step.columns * PAGE);
     let cache = Cache { isa, spec, q: step.q, format, k, v };
     let width = padded(spec.value_dim);
-    let finish = |queries: &Queries, sums: Sums<'_>| {
+    let finish = |queries: &Queries<LANES>, sums: Sums<'_>| {
         for (lane, acc) in sums.acc.chunks_exact_mut(width).enumerate() {
             let (mut sum, mut shrink) = (sums.sum[lane], 1.0);
             if let Some(sinks) = step.sinks {
@@ -213,30 +220,39 @@ struct Cache<'a> {
     v: &'a [u32],
 }
 
-impl Cache<'_> {
-    /// Sums the values of `pages` under the weights of the queries; `into` is overwritten.
-    fn sum(&self, queries: &Queries, kv_head: usize, pages: &[(usize, usize, usize)], into: &mut Sums<'_>) {
-        let Cache { isa, spec, format, .. } = *self;
+impl<'a> Cache<'a> {
+    /// A key head's page: its number in the sequence, its number in the cache, keys to look at.
+    fn page(&self, queries: &Queries<LANES>, kv_head: usize, (number, place, len): (usize, usize, usize)) -> Held<'a> {
+        let (k_words, v_words) = (self.format.head_words(self.spec.head_dim), self.format.head_words(self.spec.value_dim));
+        let (first, head) = (number * PAGE, place * self.spec.kv_heads + kv_head);
+        Held {
+            first,
+            len,
+            whole: queries.see_all(0..queries.count, &(first..first + PAGE)),
+            k: Page::new(self.format, &self.k[head * k_words..][..k_words]),
+            v: Page::new(self.format, &self.v[head * v_words..][..v_words]),
+        }
+    }
+
+    /// Sums the values of the `pages` of a part under the weights of the queries; `into` is overwritten.
+    fn sum(&self, queries: &Queries<LANES>, kv_head: usize, pages: &[(usize, usize, usize)], into: &mut Sums<'_>) {
+        let Cache { isa, spec, .. } = *self;
         let (dim, value_dim, count) = (spec.head_dim, spec.value_dim, queries.count);
         let width = padded(value_dim);
-        let (k_words, v_words) = (format.head_words(dim), format.head_words(value_dim));
-        assert!(into.acc.len() == count * width);
-        into.top.fill(NO_SCORE);
+        assert!(into.acc.len() == count * width && (1..=SPLIT).contains(&pages.len()));
+        let held: [Held<'_>; SPLIT] = std::array::from_fn(|i| self.page(queries, kv_head, pages[i.min(pages.len() - 1)]));
+        let held = &held[..pages.len()];
         // Few rows read a cache where it is; values must be whole vectors then.
         let here = count <= NARROW;
-        with_scratch(count * (dim + PAGE + PAD) + PAGE * (dim + value_dim + width), |scratch| {
+        with_scratch(count * (dim + SCORES) + PAGE * (dim + value_dim + tile::pitch(width)), |scratch| {
             let (q, rest) = scratch.split_at_mut(count * dim);
-            let (scores, rest) = rest.split_at_mut(count * PAGE);
-            let (lane_sums, rest) = rest.split_at_mut(count * PAD);
+            let (scores, rest) = rest.split_at_mut(count * SCORES);
             let (k_page, rest) = rest.split_at_mut(PAGE * dim);
             let (v_page, packed) = rest.split_at_mut(PAGE * value_dim);
             for (q, &row) in q.chunks_exact_mut(dim).zip(&queries.row[..count]) {
                 q.copy_from_slice(&self.q[row * dim..][..dim]);
             }
-            lane_sums.fill(0.0);
-            for (number, &(page, place, len)) in pages.iter().enumerate() {
-                let k = Page::new(format, &self.k[(place * spec.kv_heads + kv_head) * k_words..][..k_words]);
-                let v = Page::new(format, &self.v[(place * spec.kv_heads + kv_head) * v_words..][..v_words]);
+            for (number, Held { k, .. }) in held.iter().enumerate() {
                 let products = Product {
                     m: count,
                     n: PAGE,
@@ -244,9 +260,9 @@ impl Cache<'_> {
                     a: q.as_ptr(),
                     left: Left::Rows(dim),
                     b: k_page.as_ptr(),
-                    right: Right::Rows(PAGE),
-                    c: scores.as_mut_ptr(),
-                    ldc: PAGE,
+                    ldb: PAGE,
+                    c: scores[number * PAGE..].as_mut_ptr(),
+                    ldc: SCORES,
                     adds: false,
                     terms: &[],
                 };
@@ -259,26 +275,26 @@ impl Cache<'_> {
                         products.run(isa);
                     }
                 }
-                let seen = page * PAGE..page * PAGE + len;
-                let whole = queries.see_all(0..count, &(seen.start..seen.start + PAGE));
-                let page_of = Weighed { spec, queries, first: seen.start, whole, scales: [k.scales, v.scales], adds: number > 0 };
-                weigh(isa, &page_of, scores, lane_sums, into);
-                let mut spans = [const { 0..0 }; QUERIES];
+            }
+            weigh(isa, spec, queries, held, scores, into);
+            for (number, Held { first, len, whole, v, .. }) in held.iter().enumerate() {
+                let mut spans = [const { 0..0 }; LANES];
                 if !whole {
+                    let seen = *first..first + len;
                     spans.iter_mut().enumerate().take(count).for_each(|(lane, span)| *span = queries.span(lane, &seen));
                 }
                 let values = Product {
                     m: count,
                     n: width,
-                    k: len,
-                    a: scores.as_ptr(),
-                    left: Left::Rows(PAGE),
+                    k: *len,
+                    a: scores[number * PAGE..].as_ptr(),
+                    left: Left::Rows(SCORES),
                     b: v_page.as_ptr(),
-                    right: Right::Rows(value_dim),
+                    ldb: value_dim,
                     c: into.acc.as_mut_ptr(),
                     ldc: width,
                     adds: number > 0,
-                    terms: if whole { &[] } else { &spans[..count] },
+                    terms: if *whole { &[] } else { &spans[..count] },
                 };
                 // SAFETY: `count` rows of scores, `len` rows of values, and `acc` has rows for all queries.
                 unsafe {
@@ -291,16 +307,25 @@ impl Cache<'_> {
                             v.widen(isa, &mut v_page[..len * value_dim]);
                             &v_page[..]
                         };
-                        let (b, right) = tile::right(rows, len, value_dim, value_dim, PAGE, packed);
-                        Product { b, right, ..values }.run(isa);
+                        let (b, ldb) = tile::right(isa, rows, *len, value_dim, value_dim, packed);
+                        Product { b, ldb, ..values }.run(isa);
                     }
                 }
             }
-            for (sum, lanes) in into.sum.iter_mut().zip(lane_sums.chunks_exact(PAD)) {
-                *sum = lanes.iter().sum();
-            }
         });
     }
+}
+
+/// A page that a pass looks at.
+struct Held<'a> {
+    /// Position of its first key.
+    first: usize,
+    /// Keys to look at.
+    len: usize,
+    /// Whether all queries see all of it.
+    whole: bool,
+    k: Page<'a>,
+    v: Page<'a>,
 }
 
 /// The keys or values of a head in a page.
@@ -342,14 +367,14 @@ impl<'a> Page<'a> {
     /// # Safety
     /// As [`Product::run`].
     unsafe fn multiply(&self, isa: Isa, p: Product<'_>) {
-        let Product { m, n, k, a, left, right, c, ldc, adds, terms, .. } = p;
+        let Product { m, n, k, a, left, ldb, c, ldc, adds, terms, .. } = p;
         let words = self.words.as_ptr();
         // SAFETY: promised by the caller; words hold whole elements.
         unsafe {
             match self.format {
                 CacheFormat::F32 => Product { b: words.cast(), ..p }.run(isa),
-                CacheFormat::F16 => Product { b: words.cast::<u16>(), m, n, k, a, left, right, c, ldc, adds, terms }.run(isa),
-                CacheFormat::Int8 => Product { b: words.cast::<i8>(), m, n, k, a, left, right, c, ldc, adds, terms }.run(isa),
+                CacheFormat::F16 => Product { b: words.cast::<u16>(), m, n, k, a, left, ldb, c, ldc, adds, terms }.run(isa),
+                CacheFormat::Int8 => Product { b: words.cast::<i8>(), m, n, k, a, left, ldb, c, ldc, adds, terms }.run(isa),
             }
         }
     }
@@ -394,83 +419,74 @@ simd_fn! {
     }
 }
 
-/// What of a page [`weigh`] works on.
-struct Weighed<'a> {
-    spec: &'a Spec,
-    queries: &'a Queries,
-    /// Position of its first key.
-    first: usize,
-    /// Whether all queries see all of it.
-    whole: bool,
-    /// Factors of its keys and of its values.
-    scales: [Option<&'a [f32]>; 2],
-    /// Whether there are sums of earlier pages.
-    adds: bool,
-}
-
 simd_fn! {
-    /// Turns the products of a page, a row for each query, into weights relative to the maximum so far, and
-    /// multiplies them by the factors of the values. When a maximum rises, its sums are scaled anew.
-    fn weigh<S>(s, page: &Weighed<'_>, scores: &mut [f32], lane_sums: &mut [f32], sums: &mut Sums<'_>) {
-        let &Weighed { spec, queries, first, whole, scales: [k_scales, v_scales], adds } = page;
-        let width = sums.acc.len() / queries.count;
-        assert!(scores.len() >= queries.count * PAGE && lane_sums.len() >= queries.count * PAD);
-        assert!([k_scales, v_scales].iter().flatten().all(|scales| scales.len() >= PAGE));
+    /// Turns the products of a part, a row for each query, into weights relative to the maximum of the row, and
+    /// multiplies them by the factors of the values. Maxima and sums are overwritten.
+    fn weigh<S>(
+        s,
+        spec: &Spec,
+        queries: &Queries<LANES>,
+        held: &[Held<'_>],
+        scores: &mut [f32],
+        sums: &mut Sums<'_>,
+    ) {
+        assert!(scores.len() >= queries.count * SCORES && held.len() <= SPLIT);
+        assert!(held.iter().flat_map(|page| [page.k.scales, page.v.scales]).flatten().all(|scales| scales.len() >= PAGE));
         let units = Units::new(spec, false);
         let (hidden, factor) = (s.splat(f32::NEG_INFINITY), s.splat(units.factor));
         for lane in 0..queries.count {
-            let whole = whole || queries.see_all(lane..lane + 1, &(first..first + PAGE));
-            // SAFETY: whole vectors of a row of a page, and of the sums of a lane.
-            unsafe {
-                let row = scores.as_mut_ptr().add(lane * PAGE);
-                let mut highest = hidden;
+            let row = scores[lane * SCORES..][..SCORES].as_mut_ptr();
+            let mut whole = [true; SPLIT];
+            let mut highest = hidden;
+            for (number, page) in held.iter().enumerate() {
+                let sees_all = page.whole || queries.see_all(lane..lane + 1, &(page.first..page.first + PAGE));
+                whole[number] = sees_all;
                 for at in (0..PAGE).step_by(S::LANES) {
-                    let mut score = s.load(row.add(at));
-                    if let Some(scales) = k_scales {
-                        score = s.mul(score, s.load(scales.as_ptr().add(at)));
-                    }
-                    if units.bent {
-                        score = s.mul(score, s.splat(spec.scale));
-                        if let Some(cap) = spec.softcap {
-                            score = s.mul(s.splat(cap), math::tanh(s, s.mul(score, s.splat(1.0 / cap))));
+                    // SAFETY: whole vectors of a row of the part, and of the factors of a page.
+                    unsafe {
+                        let place = row.add(number * PAGE + at);
+                        let mut score = s.load(place);
+                        if let Some(scales) = page.k.scales {
+                            score = s.mul(score, s.load(scales.as_ptr().add(at)));
                         }
-                        score = s.mul(score, s.splat(LOG2_E));
-                    }
-                    if !whole {
-                        score = queries.mask_keys(s, lane, first + at, score, hidden);
-                    }
-                    s.store(row.add(at), score);
-                    highest = s.max(score, highest);
-                }
-                let highest = s.mul(highest, factor);
-                let before = sums.top[lane];
-                let lane_sum = lane_sums.as_mut_ptr().add(lane * PAD);
-                if s.any(s.lt(s.splat(before + SLACK), highest)) {
-                    let top = s.top(highest);
-                    let shrink = s.splat((before - top).exp2());
-                    sums.top[lane] = top;
-                    s.store(lane_sum, s.mul(s.load(lane_sum), shrink));
-                    if adds {
-                        let acc = sums.acc[lane * width..][..width].as_mut_ptr();
-                        crate::simd::map(s, acc, acc, width, |x| s.mul(x, shrink));
-                    }
-                }
-                let less = s.splat(-sums.top[lane]);
-                let mut sum = s.load(lane_sum);
-                for at in (0..PAGE).step_by(S::LANES) {
-                    let mut weight = math::exp2(s, s.fma(s.load(row.add(at)), factor, less));
-                    sum = s.add(sum, weight);
-                    if let Some(scales) = v_scales {
-                        weight = s.mul(weight, s.load(scales.as_ptr().add(at)));
-                        if !whole {
-                            // Places that nobody wrote have factors that are not numbers.
-                            weight = queries.mask_keys(s, lane, first + at, weight, s.zero());
+                        if units.bent {
+                            score = s.mul(score, s.splat(spec.scale));
+                            if let Some(cap) = spec.softcap {
+                                score = s.mul(s.splat(cap), math::tanh(s, s.mul(score, s.splat(1.0 / cap))));
+                            }
+                            score = s.mul(score, s.splat(LOG2_E));
                         }
+                        if !sees_all {
+                            score = queries.mask_keys(s, lane, page.first + at, score, hidden);
+                        }
+                        s.store(place, score);
+                        highest = s.max(score, highest);
                     }
-                    s.store(row.add(at), weight);
                 }
-                s.store(lane_sum, sum);
             }
+            let top = s.top(s.mul(highest, factor)).max(NO_SCORE);
+            let less = s.splat(-top);
+            let mut sum = s.zero();
+            for ((number, page), sees_all) in held.iter().enumerate().zip(whole) {
+                for at in (0..PAGE).step_by(S::LANES) {
+                    // SAFETY: as above.
+                    unsafe {
+                        let place = row.add(number * PAGE + at);
+                        let mut weight = math::exp2(s, s.fma(s.load(place), factor, less));
+                        sum = s.add(sum, weight);
+                        if let Some(scales) = page.v.scales {
+                            weight = s.mul(weight, s.load(scales.as_ptr().add(at)));
+                            if !sees_all {
+                                // Places that nobody wrote have factors that are not numbers.
+                                weight = queries.mask_keys(s, lane, page.first + at, weight, s.zero());
+                            }
+                        }
+                        s.store(place, weight);
+                    }
+                }
+            }
+            sums.top[lane] = top;
+            sums.sum[lane] = s.sum(sum);
         }
     }
 }

@@ -19,18 +19,8 @@ pub(super) enum Left {
     Columns(usize),
 }
 
-/// Where the rows of the right operand are.
-#[derive(Clone, Copy)]
-pub(super) enum Right {
-    /// This far apart.
-    Rows(usize),
-    /// In the [`parts`] of its columns, one after the other: parts of rows that are a power of two
-    /// apart would crowd into a few of the first-level cache's sets. Each part has this many rows.
-    Parts(usize),
-}
-
 /// Cuts columns, a multiple of 16, into parts of at most 64, about equally wide: start and width.
-pub(super) fn parts(columns: usize) -> impl Iterator<Item = (usize, usize)> {
+fn parts(columns: usize) -> impl Iterator<Item = (usize, usize)> {
     let (units, count) = (columns / 16, columns.div_ceil(64).max(1));
     (0..count).scan(0, move |start, part| {
         let width = 16 * (units / count + usize::from(part < units % count));
@@ -100,7 +90,8 @@ pub(super) struct Product<'a, T = f32> {
     pub(super) a: *const f32,
     pub(super) left: Left,
     pub(super) b: *const T,
-    pub(super) right: Right,
+    /// Distance of the rows of `b`.
+    pub(super) ldb: usize,
     pub(super) c: *mut f32,
     pub(super) ldc: usize,
     /// Add to `c` rather than overwrite it.
@@ -156,20 +147,22 @@ fn product<S: Simd, T: Element, const COLUMNS: bool>(s: S, p: &Product<'_, T>, s
     for (j, width) in parts(p.n) {
         // SAFETY: parts lie inside the `n` columns, and the callers of `run` uphold its contract.
         unsafe {
-            let (b, ldb) = match p.right {
-                Right::Rows(ldb) => (p.b.add(j), ldb),
-                Right::Parts(rows) => (p.b.add(j * rows), width),
-            };
+            let b = p.b.add(j);
             if S::LANES == 16 {
                 match width / 16 {
-                    1 => rows::<S, T, 1, COLUMNS>(s, p, stride, b, ldb, j),
-                    2 => rows::<S, T, 2, COLUMNS>(s, p, stride, b, ldb, j),
-                    3 => rows::<S, T, 3, COLUMNS>(s, p, stride, b, ldb, j),
-                    _ => rows::<S, T, 4, COLUMNS>(s, p, stride, b, ldb, j),
+                    1 => rows::<S, T, 1, COLUMNS>(s, p, stride, b, j),
+                    2 => rows::<S, T, 2, COLUMNS>(s, p, stride, b, j),
+                    3 => rows::<S, T, 3, COLUMNS>(s, p, stride, b, j),
+                    // One block of all rows reads, and widens, the right operand once.
+                    _ if matches!(p.m, 7 | 8) => {
+                        rows::<S, T, 2, COLUMNS>(s, p, stride, b, j);
+                        rows::<S, T, 2, COLUMNS>(s, p, stride, b.add(2 * S::LANES), j + 2 * S::LANES);
+                    }
+                    _ => rows::<S, T, 4, COLUMNS>(s, p, stride, b, j),
                 }
             } else {
                 for inner in (0..width).step_by(16) {
-                    rows::<S, T, 2, COLUMNS>(s, p, stride, b.add(inner), ldb, j + inner);
+                    rows::<S, T, 2, COLUMNS>(s, p, stride, b.add(inner), j + inner);
                 }
             }
         }
@@ -186,7 +179,6 @@ unsafe fn rows<S: Simd, T: Element, const NV: usize, const COLUMNS: bool>(
     p: &Product<'_, T>,
     stride: usize,
     b: *const T,
-    ldb: usize,
     j: usize,
 ) {
     let depth = if p.terms.is_empty() { DEPTH } else { p.k };
@@ -209,8 +201,8 @@ unsafe fn rows<S: Simd, T: Element, const NV: usize, const COLUMNS: bool>(
                 let block = Block {
                     a: p.a.add(i * row + first * step),
                     stride,
-                    b: b.add(first * ldb),
-                    ldb,
+                    b: b.add(first * p.ldb),
+                    ldb: p.ldb,
                     k: last - first,
                     c: p.c.add(i * p.ldc + j),
                     ldc: p.ldc,
@@ -276,23 +268,55 @@ unsafe fn sums<S: Simd, T: Element, const MR: usize, const NV: usize, const COLU
             }
         }
         let (mut a, mut b) = (block.a, block.b);
-        for _ in 0..block.k {
-            let mut vectors = [s.zero(); NV];
-            for (v, vector) in vectors.iter_mut().enumerate() {
-                *vector = T::load(s, b.add(v * S::LANES));
-            }
-            for (r, acc) in acc.iter_mut().enumerate() {
-                let x = s.splat(*a.add(r * row));
-                for (acc, &vector) in acc.iter_mut().zip(&vectors) {
-                    *acc = s.fma(x, vector, *acc);
+        let mut left = block.k;
+        if MR * NV == 24 {
+            while left >= UNROLL {
+                for _ in 0..UNROLL {
+                    term::<S, T, MR, NV>(s, a, row, b, &mut acc);
+                    a = a.wrapping_add(step);
+                    b = b.wrapping_add(block.ldb);
                 }
+                left -= UNROLL;
             }
+        }
+        for _ in 0..left {
+            term::<S, T, MR, NV>(s, a, row, b, &mut acc);
             a = a.wrapping_add(step);
             b = b.wrapping_add(block.ldb);
         }
         for (r, acc) in acc.iter().enumerate() {
             for (v, &acc) in acc.iter().enumerate() {
                 s.store(block.c.add(r * block.ldc + v * S::LANES), acc);
+            }
+        }
+    }
+}
+
+/// Terms of the large blocks that are written out, so that the end of the loop is foreseen.
+const UNROLL: usize = 4;
+
+/// Adds one term to all sums.
+///
+/// # Safety
+/// `a` has `MR` values `row` apart, `b` has `NV` vectors.
+#[inline(always)]
+unsafe fn term<S: Simd, T: Element, const MR: usize, const NV: usize>(
+    s: S,
+    a: *const f32,
+    row: usize,
+    b: *const T,
+    acc: &mut [[S::F; NV]; MR],
+) {
+    // SAFETY: promised by the caller.
+    unsafe {
+        let mut vectors = [s.zero(); NV];
+        for (v, vector) in vectors.iter_mut().enumerate() {
+            *vector = T::load(s, b.add(v * S::LANES));
+        }
+        for (r, acc) in acc.iter_mut().enumerate() {
+            let x = s.splat(*a.add(r * row));
+            for (acc, &vector) in acc.iter_mut().zip(&vectors) {
+                *acc = s.fma(x, vector, *acc);
             }
         }
     }

@@ -1,14 +1,10 @@
 //! What the passes share: a tile of queries, what it sees, and packing.
 
 use super::Spec;
-use super::product::{Right, parts};
 use crate::gemm::kernel::{Transpose, kernels};
 use crate::isa::Isa;
 use crate::simd::{Simd, simd_fn};
 use std::ops::Range;
-
-/// Queries of a tile at most.
-pub(super) const QUERIES: usize = 96;
 
 /// Lanes of a panel: what is transposed lies in panels of so many columns, three vectors of AVX-512.
 pub(super) const PANEL: usize = 48;
@@ -50,25 +46,25 @@ impl Units {
     }
 }
 
-/// A tile of at most [`QUERIES`] queries: a row, or a lane, each.
-pub(super) struct Queries {
+/// A tile of at most `N` queries: a row, or a lane, each.
+pub(super) struct Queries<const N: usize> {
     /// Queries that exist.
     pub(super) count: usize,
     /// Number of each query among the heads of all tokens: `token * heads + head`.
-    pub(super) row: [usize; QUERIES],
+    pub(super) row: [usize; N],
     /// First and last key that each query sees.
-    first: [f32; QUERIES],
-    last: [f32; QUERIES],
+    first: [f32; N],
+    last: [f32; N],
     /// Keys before this are seen even if they come before the first, but not after the last.
     pinned: usize,
 }
 
-impl Queries {
+impl<const N: usize> Queries<N> {
     /// Queries at `(row, position)`, of which the first is repeated in the unused lanes.
     /// Positions count in keys, of which there are `keys`.
-    pub(super) fn new(spec: &Spec, keys: usize, queries: impl ExactSizeIterator<Item = (usize, usize)>) -> Queries {
+    pub(super) fn new(spec: &Spec, keys: usize, queries: impl ExactSizeIterator<Item = (usize, usize)>) -> Queries<N> {
         let (count, pinned) = (queries.len(), spec.pinned);
-        let mut tile = Queries { count, row: [0; QUERIES], first: [0.0; QUERIES], last: [0.0; QUERIES], pinned };
+        let mut tile = Queries { count, row: [0; N], first: [0.0; N], last: [0.0; N], pinned };
         for (lane, (row, position)) in queries.enumerate() {
             let seen = spec.visible(position, keys);
             tile.row[lane] = row;
@@ -77,7 +73,7 @@ impl Queries {
             tile.first[lane] = seen.start as f32;
             tile.last[lane] = (seen.end - 1) as f32;
         }
-        for lane in count..QUERIES {
+        for lane in count..N {
             tile.row[lane] = tile.row[0];
             tile.first[lane] = tile.first[0];
             tile.last[lane] = tile.last[0];
@@ -86,7 +82,7 @@ impl Queries {
     }
 
     /// Tiles of at most `size` keys that any query sees, in order. They start at multiples of it.
-    pub(super) fn tiles(&self, size: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    pub(super) fn tiles(&self, size: usize) -> impl Iterator<Item = Range<usize>> + use<N> {
         let first = self.first.iter().fold(f32::INFINITY, |a, &b| a.min(b)) as usize / size * size;
         let end = self.last.iter().fold(0.0, |a: f32, &b| a.max(b)) as usize + 1;
         let starts = (0..self.pinned.min(first)).step_by(size).chain((first..end).step_by(size));
@@ -108,11 +104,6 @@ impl Queries {
         first as u32..at(self.last[lane] as usize + 1) as u32
     }
 
-    /// The same for several lanes; empty if none of them sees any key.
-    pub(super) fn spans(&self, lanes: Range<usize>, keys: &Range<usize>) -> Range<usize> {
-        union(lanes.map(|lane| self.span(lane, keys)))
-    }
-
     /// `seen` where the query of a lane sees the vector of keys from `key` on, else `hidden`.
     #[inline(always)]
     pub(super) fn mask_keys<S: Simd>(&self, s: S, lane: usize, key: usize, seen: S::F, hidden: S::F) -> S::F {
@@ -126,7 +117,7 @@ impl Queries {
     /// Bounds of the keys that the vector of queries at `lane` sees, for [`mask`].
     ///
     /// # Safety
-    /// A whole vector from `lane` lies below [`QUERIES`].
+    /// A whole vector from `lane` lies below `N`.
     #[inline(always)]
     pub(super) unsafe fn bounds<S: Simd>(&self, s: S, lane: usize) -> Bounds<S> {
         // SAFETY: promised by the caller.
@@ -162,32 +153,40 @@ pub(super) fn transpose(isa: Isa, from: &[f32], count: usize, stride: usize, dim
     }
 }
 
-/// `count` rows of `dim` that are `stride` apart as the right operand of a product: where they are, if
-/// they are whole vectors and do not fall into few sets of the first-level cache, or packed in
-/// `scratch`, in parts of `rows` rows with zeros behind `dim`.
-pub(super) fn right(
-    from: &[f32],
-    count: usize,
-    stride: usize,
-    dim: usize,
-    rows: usize,
-    scratch: &mut [f32],
-) -> (*const f32, Right) {
-    assert!(from.len() >= (count - 1) * stride + dim && count <= rows);
+/// Distance of rows of `width` floats in scratch: an odd number of cache lines, unless a part of a product
+/// is the whole row, so that the rows of a part are spread over all sets of the first-level cache.
+pub(super) fn pitch(width: usize) -> usize {
+    if width <= 64 { width } else { (width / PAD | 1) * PAD }
+}
+
+/// `count` rows of `dim` that are `stride` apart as the right operand of a product, and their distance:
+/// where they are, if they are whole vectors and do not fall into few sets of the caches, or packed in
+/// `scratch`, rows of [`pitch`], with zeros behind `dim`.
+pub(super) fn right(isa: Isa, from: &[f32], count: usize, stride: usize, dim: usize, scratch: &mut [f32]) -> (*const f32, usize) {
     let width = padded(dim);
     // With 128 floats, eight lines, from row to row, a part of four lines falls into half of the sets.
     if dim == width && !stride.is_multiple_of(128) {
-        return (from.as_ptr(), Right::Rows(stride));
+        assert!(from.len() >= (count - 1) * stride + dim);
+        return (from.as_ptr(), stride);
     }
-    assert!(scratch.len() >= rows * width);
-    for (j, part) in parts(width) {
-        let whole = part.min(dim - j);
-        for (row, out) in scratch[j * rows..].chunks_exact_mut(part).take(count).enumerate() {
-            out[..whole].copy_from_slice(&from[row * stride + j..][..whole]);
-            out[whole..].fill(0.0);
+    pack(isa, from, count, stride, dim, scratch);
+    (scratch.as_ptr(), pitch(width))
+}
+
+simd_fn! {
+    /// Copies `count` rows of `dim` floats, `stride` apart, to rows of [`pitch`] with zeros behind.
+    fn pack<S>(s, from: &[f32], count: usize, stride: usize, dim: usize, to: &mut [f32]) {
+        let width = padded(dim);
+        let pitch = pitch(width);
+        assert!(from.len() >= (count - 1) * stride + dim && to.len() >= count * pitch);
+        for row in 0..count {
+            let (from, to) = (from[row * stride..].as_ptr(), to[row * pitch..].as_mut_ptr());
+            for i in (0..width).step_by(S::LANES) {
+                // SAFETY: `dim` floats are read of a row, `width` are written.
+                unsafe { s.store(to.add(i), s.load_up_to(from.wrapping_add(i), dim.saturating_sub(i))) };
+            }
         }
     }
-    (scratch.as_ptr(), Right::Parts(rows))
 }
 
 /// Keys that a vector of queries sees.

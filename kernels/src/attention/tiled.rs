@@ -1,8 +1,8 @@
 //! Splits attention into tasks for the wide levels.
 
 use super::backward::{self, KEYS, Part, Rows};
-use super::forward::{Keys, attend};
-use super::tile::{Bias, QUERIES, Queries, padded};
+use super::forward::{Keys, QUERIES, attend};
+use super::tile::{Bias, Queries, padded};
 use super::{Inputs, Saved, Spec};
 use crate::gemm::scratch::with_scratch;
 use crate::pool::{Disjoint, Pool};
@@ -113,7 +113,7 @@ fn tasks(spec: &Spec, runs: &[Range<usize>], direct: bool) -> (Vec<Task>, usize,
                     let to_output = part == 0 && direct;
                     let place = (!to_output).then_some(partial);
                     tasks.push(Task { run: run.clone(), kv_head, keys, part, work, visited, partial: place });
-                    visited += group * run.len().div_ceil(QUERIES);
+                    visited += group * run.len().div_ceil(backward::QUERIES);
                     partial += if to_output { 0 } else { group * run.len() * width };
                 }
             }
@@ -163,7 +163,7 @@ pub(super) fn backward(
         pool.run(tasks.len(), &|number| {
             let task = &tasks[number];
             // SAFETY: each task has marks of its own.
-            let visited = unsafe { marks.slice(task.visited, group * task.run.len().div_ceil(QUERIES)) };
+            let visited = unsafe { marks.slice(task.visited, group * task.run.len().div_ceil(backward::QUERIES)) };
             let part = Part { run: task.run.clone(), kv_head: task.kv_head, keys: task.keys.clone(), visited };
             let keys = keys(spec, x, &task.run, task.kv_head);
             let out = |key: usize, d_key: &[f32], d_value: &[f32]| {
@@ -184,32 +184,39 @@ pub(super) fn backward(
         pool.run(sums.len() * group, &|number| {
             let (parts, member) = (sums[number / group], number % group);
             let (run, head) = (&parts[0].run, parts[0].kv_head * group + member);
-            let tiles = run.len().div_ceil(QUERIES);
+            let tiles = run.len().div_ceil(backward::QUERIES);
             for tile in 0..tiles {
+                let rows_of_tile = tile * backward::QUERIES..run.len().min((tile + 1) * backward::QUERIES);
                 let mut begun = false;
                 for task in parts {
                     // SAFETY: marks are only read now.
-                    let visited = unsafe { marks.slice(task.visited + member * tiles + tile, 1) }[0];
-                    let from = rows(task, head);
-                    for i in tile * QUERIES..run.len().min((tile + 1) * QUERIES) {
-                        // SAFETY: this query head of the run belongs to this task now, and the parts are complete.
-                        let (out, from) = unsafe {
-                            let out = d_q.slice(((run.start + i) * spec.heads + head) * dim, dim);
-                            (out, from.start.add(i * from.stride))
-                        };
-                        match (visited, begun, task.partial) {
-                            // SAFETY: a part has `dim` floats for each query.
-                            (true, true, _) => out.iter_mut().enumerate().for_each(|(c, out)| *out += unsafe { *from.add(c) }),
-                            // SAFETY: as above.
-                            (true, false, Some(_)) => {
-                                out.iter_mut().enumerate().for_each(|(c, out)| *out = unsafe { *from.add(c) })
+                    if !unsafe { marks.slice(task.visited + member * tiles + tile, 1) }[0] {
+                        continue;
+                    }
+                    // What the first part summed in place is there already.
+                    if task.partial.is_some() {
+                        let from = rows(task, head);
+                        for i in rows_of_tile.clone() {
+                            // SAFETY: this query head of the run belongs to this task now, and the parts are
+                            // complete, with `dim` floats for each query, and elsewhere.
+                            let (out, from) = unsafe {
+                                let out = d_q.slice(((run.start + i) * spec.heads + head) * dim, dim);
+                                (out, std::slice::from_raw_parts(from.start.add(i * from.stride), dim))
+                            };
+                            if begun {
+                                out.iter_mut().zip(from).for_each(|(out, from)| *out += *from);
+                            } else {
+                                out.copy_from_slice(from);
                             }
-                            // Already there.
-                            (true, false, None) | (false, true, _) => {}
-                            (false, false, _) => out.fill(0.0),
                         }
                     }
-                    begun |= visited;
+                    begun = true;
+                }
+                if !begun {
+                    for i in rows_of_tile {
+                        // SAFETY: as above.
+                        unsafe { d_q.slice(((run.start + i) * spec.heads + head) * dim, dim) }.fill(0.0);
+                    }
                 }
             }
         });

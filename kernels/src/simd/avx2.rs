@@ -150,10 +150,6 @@ impl Simd for Avx2 {
         unsafe { _mm256_or_ps(a, b) }
     }
     #[inline(always)]
-    fn any(self, a: __m256) -> bool {
-        unsafe { _mm256_movemask_ps(a) != 0 }
-    }
-    #[inline(always)]
     fn select(self, mask: __m256, a: __m256, b: __m256) -> __m256 {
         unsafe { _mm256_blendv_ps(b, a, mask) }
     }

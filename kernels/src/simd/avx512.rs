@@ -140,10 +140,6 @@ impl Simd for Avx512 {
         a | b
     }
     #[inline(always)]
-    fn any(self, a: __mmask16) -> bool {
-        a != 0
-    }
-    #[inline(always)]
     fn select(self, mask: __mmask16, a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_mask_blend_ps(mask, b, a) }
     }
@@ -162,6 +158,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn split(self, x: __m512) -> (__m512, __m512) {
         unsafe { (_mm512_getmant_ps::<_MM_MANT_NORM_1_2, _MM_MANT_SIGN_SRC>(x), _mm512_getexp_ps(x)) }
+    }
+    #[inline(always)]
+    fn top(self, a: __m512) -> f32 {
+        unsafe { _mm512_reduce_max_ps(a) }
     }
     #[inline(always)]
     fn sum(self, a: __m512) -> f32 {

@@ -79,8 +79,6 @@ pub(crate) trait Simd: Copy {
     fn is_nan(self, a: Self::F) -> Self::M;
     fn both(self, a: Self::M, b: Self::M) -> Self::M;
     fn either(self, a: Self::M, b: Self::M) -> Self::M;
-    /// Whether any lane is set.
-    fn any(self, a: Self::M) -> bool;
     /// `a` where the mask is set, else `b`.
     fn select(self, mask: Self::M, a: Self::F, b: Self::F) -> Self::F;
 
