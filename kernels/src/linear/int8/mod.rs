@@ -76,7 +76,7 @@ const STRETCH: usize = 16;
 const PAIR: usize = 2;
 
 /// Panels of one task, which share a tile of activations in L1.
-const GROUP: usize = 4;
+const GROUP: usize = 2;
 
 /// Bytes of activations of one task: they stay in L2 while panels pass.
 const KEPT: usize = 1 << 20;
@@ -324,16 +324,25 @@ crate::simd::simd_fn! {
 #[inline(always)]
 fn finish_with(part: &Open<'_>, column: usize, acc: &[f32], stride: usize, y: &mut [f32]) {
     let &Open { alpha, bias, beta, .. } = part;
-    for (panel, y) in y.chunks_mut(PANEL).enumerate() {
-        let acc = &acc[panel * stride..][..PANEL];
-        let mut value = [0.0; PANEL];
-        value.iter_mut().zip(acc).for_each(|(value, acc)| *value = alpha * acc);
+    let sums = |panel: usize| acc[panel * stride..][..PANEL].as_array::<PANEL>().expect("of this length");
+    let (whole, rest) = y.as_chunks_mut::<PANEL>();
+    let last = whole.len();
+    // Whole panels have a constant length, for compilers to vectorise.
+    for (panel, y) in whole.iter_mut().enumerate() {
+        let mut value = sums(panel).map(|acc| alpha * acc);
         if let Some(bias) = bias {
-            value.iter_mut().zip(&bias[column + panel * PANEL..]).for_each(|(value, bias)| *value += bias);
+            let bias = bias[column + panel * PANEL..][..PANEL].as_array::<PANEL>().expect("of this length");
+            value.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
         }
         if beta != 0.0 {
             value.iter_mut().zip(&*y).for_each(|(value, y)| *value += beta * y);
         }
-        y.copy_from_slice(&value[..y.len()]);
+        *y = value;
+    }
+    if !rest.is_empty() {
+        for (j, (y, acc)) in rest.iter_mut().zip(sums(last)).enumerate() {
+            let value = alpha * acc + bias.map_or(0.0, |bias| bias[column + last * PANEL + j]);
+            *y = if beta == 0.0 { value } else { value + beta * *y };
+        }
     }
 }
