@@ -251,6 +251,24 @@ impl Checkpoint {
         }
     }
 
+    /// Says that a tensor will not be read soon: its part of the mapped file leaves this process's memory until it is.
+    pub fn release(&self, name: &str) {
+        match &self.source {
+            Source::Gguf { file, architecture, .. } => {
+                if let Some(info) = architecture.gguf_name(name).and_then(|name| file.tensor(&name)) {
+                    file.release(file.bytes(info));
+                }
+            }
+            Source::Folder { shards, owner } => {
+                if let Some((name, shard)) = in_folder(owner, name)
+                    && let Ok(TensorView { data: Cow::Borrowed(bytes), .. }) = shards[shard].tensor(name)
+                {
+                    shards[shard].release(bytes);
+                }
+            }
+        }
+    }
+
     /// A matrix `[in, out]` by its Hugging Face name, turned to `[out, in]`.
     pub fn transposed(&self, name: &str) -> Result<TensorView<'_>> {
         let view = self.tensor(name)?;

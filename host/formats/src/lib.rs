@@ -9,7 +9,7 @@
 //!
 //! Files are written beside their target and renamed over it, so a failure never destroys what was there.
 //!
-//! `unsafe` appears once, in `mapped.rs`, around `mmap`.
+//! `unsafe` appears in `mapped.rs` alone, around `mmap` and `madvise`.
 
 mod adapter;
 mod atomic;

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::ops::Deref;
 use std::path::Path;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 
 use crate::{FormatError, Result};
 
@@ -33,6 +33,18 @@ impl FileBytes {
         // writers never truncate, they rename a new file over the old name, which leaves this mapping intact.
         let map = unsafe { Mmap::map(&file) }.map_err(|source| FormatError::io("map", path, source))?;
         Ok(Self::Mapped(map))
+    }
+
+    /// Takes the pages of `part` out of this process's memory, if it is of this mapping. Reading them again brings them back, from the
+    /// system's cache if they are still there. A hint: nothing depends on it.
+    pub(crate) fn release(&self, part: &[u8]) {
+        let Self::Mapped(map) = self else { return };
+        let start = (part.as_ptr() as usize).wrapping_sub(map.as_ptr() as usize);
+        if start < map.len() && part.len() <= map.len() - start {
+            // SAFETY: the range lies in the mapping, which is read-only and of a file, so that its bytes are the same when they are read
+            // from the file again. The call widens it to whole pages.
+            let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, part.len()) };
+        }
     }
 }
 

@@ -39,6 +39,11 @@ impl SafetensorsFile {
         Self::parse(label, FileBytes::Owned(bytes))
     }
 
+    /// Says that bytes which this file gave will not be read soon.
+    pub(crate) fn release(&self, bytes: &[u8]) {
+        self.bytes.release(bytes);
+    }
+
     fn parse(path: &Path, bytes: FileBytes) -> Result<Self> {
         let corrupt = |offset: usize, reason: String| FormatError::corrupt(path, offset, reason);
         let length: [u8; LENGTH_BYTES] = bytes

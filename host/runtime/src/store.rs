@@ -19,10 +19,28 @@ use crate::buffer::Buffer;
 use crate::cpu::cache_words;
 use crate::{Error, Format, HostTensor, Result};
 
+/// Who holds the bytes of weights.
+pub trait Owner: Send + Sync {
+    /// The bytes, the same at every call.
+    fn bytes(&self) -> &[u8];
+
+    /// The bytes will hardly be read again, since the device keeps the weight in another form: their memory can go. Gives the owner to
+    /// ask from now on, if that is another one.
+    fn release(&self) -> Option<Arc<dyn Owner>> {
+        None
+    }
+}
+
+impl Owner for Vec<u8> {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+}
+
 /// Read-only bytes that somebody else owns, for example a range of a mapped file. Cloning shares them.
 #[derive(Clone)]
 pub struct Bytes {
-    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    owner: Arc<dyn Owner>,
     range: Range<usize>,
 }
 
@@ -31,8 +49,8 @@ impl Bytes {
     ///
     /// # Errors
     /// When the owner has fewer bytes.
-    pub fn new(owner: Arc<dyn AsRef<[u8]> + Send + Sync>, range: Range<usize>) -> Result<Bytes> {
-        let len = (*owner).as_ref().len();
+    pub fn new(owner: Arc<dyn Owner>, range: Range<usize>) -> Result<Bytes> {
+        let len = owner.bytes().len();
         if range.start > range.end || range.end > len {
             return Err(Error::tensor("weight", "(bytes)", format!("lies at {range:?} of a file of {len} bytes")));
         }
@@ -42,7 +60,20 @@ impl Bytes {
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
         // An owner whose length changes after the check breaks its promise; it gets a panic, not a wild read.
-        &(*self.owner).as_ref()[self.range.clone()]
+        &self.owner.bytes()[self.range.clone()]
+    }
+
+    /// Their number.
+    pub fn count(&self) -> usize {
+        self.range.len()
+    }
+
+    /// Says whether the bytes lie elsewhere now.
+    fn release(&mut self) -> bool {
+        let owner = self.owner.release();
+        let moved = owner.is_some();
+        self.owner = owner.unwrap_or_else(|| Arc::clone(&self.owner));
+        moved
     }
 }
 
@@ -182,6 +213,11 @@ impl Tensor {
         }
         let data = panels.get().map(|buffer| &buffer.as_slice()[..count * len]);
         Ok(data.map(|data| Panels { format, rows: count * n, cols, data }))
+    }
+
+    /// Whether [`Tensor::panels`] has been called with success.
+    pub(crate) fn has_panels(&self) -> bool {
+        matches!(&self.storage, Storage::Shared(_, _, panels) if panels.get().is_some())
     }
 }
 
@@ -523,7 +559,7 @@ impl Store {
         for entry in self.weights.values() {
             match entry {
                 Entry::Tensor(Tensor { storage: Storage::Shared(_, b, panels), .. }) => {
-                    bytes.shared += b.range.len();
+                    bytes.shared += b.count();
                     bytes.panels += panels.get().map_or(0, Buffer::bytes);
                 }
                 Entry::Tensor(Tensor { storage: Storage::Owned(b), .. }) => bytes.owned += b.bytes(),
@@ -561,6 +597,16 @@ impl Store {
             Some(Entry::Tensor(tensor)) => Ok(tensor),
             _ => Err(Error::missing("weight", name)),
         }
+    }
+
+    /// Lets the memory of a frozen weight's bytes go, which the device keeps in panels. They may lie elsewhere afterwards.
+    pub(crate) fn release(&mut self, name: &str) -> Result<()> {
+        if let Storage::Shared(_, bytes, _) = &mut self.weight_mut(name)?.storage
+            && bytes.release()
+        {
+            self.revision = Revision::default();
+        }
+        Ok(())
     }
 
     pub(crate) fn state_mut(&mut self, name: &str) -> Result<&mut Buffer> {
@@ -638,7 +684,7 @@ mod tests {
 
     #[test]
     fn bytes_stay_inside_their_owner() {
-        let owner: Arc<dyn AsRef<[u8]> + Send + Sync> = Arc::new(vec![0u8; 8]);
+        let owner: Arc<dyn Owner> = Arc::new(vec![0u8; 8]);
         assert!(Bytes::new(Arc::clone(&owner), 4..9).is_err());
         assert_eq!(Bytes::new(owner, 4..8).unwrap().as_slice().len(), 4);
     }

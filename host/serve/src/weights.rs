@@ -1,15 +1,16 @@
 //! From checkpoint tensors and declared distributions to the weight store.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use swift_formats::{
     Adapter as AdapterFile, AdapterTensor, Checkpoint, Format, NamedTensor, TensorView, write_file, write_safetensors,
 };
 use swift_graph::Bindings;
 use swift_plugin::{ExportEntry, Init, ModelPlan, ParamDecl, Recipe};
-use swift_runtime::{Bytes, Device, Distribution, HostTensor, Inputs, Store, random};
+use swift_runtime::{Bytes, Device, Distribution, HostTensor, Inputs, Owner, Store, random};
 
 use crate::{AdaptedModel, Result, ServeError};
 
@@ -30,12 +31,42 @@ struct Mapped {
     recipe: Recipe,
 }
 
-impl AsRef<[u8]> for Mapped {
-    fn as_ref(&self) -> &[u8] {
+impl Owner for Mapped {
+    fn bytes(&self) -> &[u8] {
         match view(&self.checkpoint, &self.recipe) {
-            Ok(TensorView { data: std::borrow::Cow::Borrowed(bytes), .. }) => bytes,
+            Ok(TensorView { data: Cow::Borrowed(bytes), .. }) => bytes,
             _ => &[],
         }
+    }
+
+    fn release(&self) -> Option<Arc<dyn Owner>> {
+        self.recipe.names().into_iter().for_each(|name| self.checkpoint.release(name));
+        None
+    }
+}
+
+/// A parameter's bytes that a checkpoint holds in another order: made when they are asked for.
+struct Made {
+    checkpoint: Arc<Checkpoint>,
+    recipe: Recipe,
+    bytes: OnceLock<Vec<u8>>,
+}
+
+impl Made {
+    fn view(&self) -> Result<TensorView<'_>> {
+        view(&self.checkpoint, &self.recipe)
+    }
+}
+
+impl Owner for Made {
+    fn bytes(&self) -> &[u8] {
+        self.bytes.get_or_init(|| self.view().map(|view| view.data.into_owned()).unwrap_or_default())
+    }
+
+    fn release(&self) -> Option<Arc<dyn Owner>> {
+        self.recipe.names().into_iter().for_each(|name| self.checkpoint.release(name));
+        self.bytes.get()?;
+        Some(Arc::new(Made { checkpoint: self.checkpoint.clone(), recipe: self.recipe.clone(), bytes: OnceLock::new() }))
     }
 }
 
@@ -141,14 +172,12 @@ impl AdaptedModel {
             store.insert_f32(&decl.name, view.shape.clone(), floats(&view))?;
             return Ok(());
         }
-        let bytes = match &view.data {
-            std::borrow::Cow::Borrowed(bytes) => {
-                let owner = Mapped { checkpoint: self.checkpoint.clone(), recipe: recipe.clone() };
-                Bytes::new(Arc::new(owner), 0..bytes.len())?
-            }
-            std::borrow::Cow::Owned(bytes) => Bytes::from(bytes.clone()),
+        let (checkpoint, recipe, range) = (self.checkpoint.clone(), recipe.clone(), 0..view.data.len());
+        let owner: Arc<dyn Owner> = match view.data {
+            Cow::Borrowed(_) => Arc::new(Mapped { checkpoint, recipe }),
+            Cow::Owned(bytes) => Arc::new(Made { checkpoint, recipe, bytes: bytes.into() }),
         };
-        store.insert_weight(&decl.name, storage(view.format), view.shape.clone(), bytes)?;
+        store.insert_weight(&decl.name, storage(view.format), view.shape, Bytes::new(owner, range)?)?;
         Ok(())
     }
 

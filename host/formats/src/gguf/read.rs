@@ -109,6 +109,11 @@ impl Gguf {
         &self.parts[tensor.part][tensor.start..tensor.start + tensor.len]
     }
 
+    /// Says that bytes which [`Gguf::bytes`] gave will not be read soon.
+    pub(crate) fn release(&self, bytes: &[u8]) {
+        self.parts.iter().for_each(|part| part.release(bytes));
+    }
+
     fn parse(path: &Path, bytes: FileBytes) -> Result<Self> {
         let mut cursor = Cursor { path, bytes: &bytes, at: 0 };
         let magic = cursor.take(4)?;

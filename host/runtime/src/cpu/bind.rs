@@ -72,6 +72,7 @@ impl Bound {
             // Never written: `Prepare::output` refuses to.
             *base = constant.as_ptr().cast_mut();
         }
+        repack(from, uses, pool, store)?;
         self.params.clear();
         for (i, info) in g.params().iter().enumerate() {
             let base = tables.params + i;
@@ -83,12 +84,12 @@ impl Bound {
                     let message = format!("has shape {:?}, the graph takes {:?}", tensor.shape, info.shape);
                     return Err(Error::tensor("weight", &info.name, message));
                 }
-                if uses.panels
-                    && let Some(panels) = tensor.panels(pool)?
+                if uses.panels > 0
+                    && let Some(Panels { rows, cols, data, .. }) = tensor.panels(pool)?
                 {
-                    let Panels { rows, cols, data, .. } = panels;
                     bytes.panels = Some(PanelBytes { rows, cols, data: data.as_ptr(), bytes: data.len() });
                 }
+                let raw = uses.plain || uses.weights > uses.panels || bytes.panels.is_none();
                 match &mut tensor.storage {
                     Storage::Owned(buffer) => {
                         self.bases[base] = buffer.as_mut_ptr();
@@ -100,6 +101,10 @@ impl Bound {
                     }
                     Storage::Shared(format, ..) if uses.plain && *format != Format::F32 => {
                         return Err(Error::tensor("weight", &info.name, format!("is {format:?} where the plan reads f32")));
+                    }
+                    // Asking for the bytes would bring them back into memory.
+                    Storage::Shared(format, data, _) if !raw => {
+                        bytes = ParamBytes { format: *format, bytes: data.count(), ..bytes };
                     }
                     Storage::Shared(format, data, _) => {
                         let data = data.as_slice();
@@ -170,4 +175,21 @@ impl Bound {
         let rounded = Rounded { words, len: rounded_words, held: Cell::new(None) };
         Memory { pool, bases: &self.bases, params: &self.params, rounded }
     }
+}
+
+/// Repacks the weights that launches read in panels, and lets their bytes go; before anything is bound, since bytes that somebody else
+/// still reads are then found elsewhere.
+fn repack(from: &Sources<'_>, uses: &[Use], pool: &Pool, store: &mut Store) -> Result<()> {
+    let names = from.plan.graph.params().iter().zip(&uses[from.tables.params..]);
+    let names: Vec<&str> = names.filter(|(_, uses)| uses.panels > 0).map(|(info, _)| info.name.as_str()).collect();
+    let mut repacked = Vec::new();
+    for name in names {
+        let weight = store.weight(name)?;
+        if !weight.has_panels() && weight.panels(pool)?.is_some() {
+            store.release(name)?;
+            repacked.push(name);
+        }
+    }
+    // Reading one mapped weight brought pages of its neighbours back, which had been let go.
+    repacked.into_iter().try_for_each(|name| store.release(name))
 }

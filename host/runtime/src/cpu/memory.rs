@@ -42,7 +42,7 @@ pub(super) enum WeightSource {
     Dense(Ref),
 }
 
-/// Bytes of a parameter during a run; nothing for parameters that the plan does not use.
+/// Bytes of a parameter during a run; nothing for parameters that the plan does not use, or uses in panels only.
 #[derive(Clone, Copy)]
 pub(super) struct ParamBytes {
     pub(super) format: Format,
@@ -177,6 +177,7 @@ impl Memory<'_> {
         let (format, data) = match w.source {
             WeightSource::Param(p) => {
                 let p = self.params[p as usize];
+                assert!(!p.data.is_null(), "a launch reads the bytes of a weight that is bound in panels only");
                 // SAFETY: bytes of the store, which is borrowed for the run; not written by a launch that reads them.
                 (p.format, unsafe { std::slice::from_raw_parts(p.data, p.bytes) })
             }

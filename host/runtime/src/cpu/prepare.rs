@@ -46,8 +46,9 @@ pub(super) struct Use {
     pub(super) plain: bool,
     /// It is written.
     pub(super) written: bool,
-    /// As a weight that may be in panels.
-    pub(super) panels: bool,
+    /// Launches that read it as a weight, and how many of them read panels if there are any.
+    pub(super) weights: u32,
+    pub(super) panels: u32,
 }
 
 /// What all launches of one binding share while they are prepared.
@@ -242,6 +243,7 @@ impl<'s, 'a> Prepare<'s, 'a> {
                     return Err(self.scope.broken(root, format!("the parameter is no matrix of {rows} x {cols}")));
                 }
                 self.scope.uses[base].used = true;
+                self.scope.uses[base].weights += 1;
                 self.weight = Some(p.0);
                 self.reads.push(Read { operand: Ref { base: base as u32, offset: 0, len: rows * cols }, in_place: false });
                 WeightSource::Param(p.0)
@@ -264,8 +266,11 @@ impl<'s, 'a> Prepare<'s, 'a> {
     /// Plans for the weight in panels, if the precision allows.
     pub(super) fn panels(&mut self, weight: &WeightRef) -> bool {
         let WeightSource::Param(p) = weight.source else { return false };
-        let whole = self.scope.precision == Precision::Int8 && weight.cols.is_multiple_of(32);
-        self.scope.uses[self.scope.tables.params + p as usize].panels |= whole;
+        // Taken in rows of another length than its own, it has no panels.
+        let shape = &self.scope.plan.graph.params()[p as usize].shape;
+        let own = shape.len() > 1 && shape.last() == Some(&(weight.cols as u64));
+        let whole = own && self.scope.precision == Precision::Int8 && weight.cols.is_multiple_of(32);
+        self.scope.uses[self.scope.tables.params + p as usize].panels += u32::from(whole);
         whole
     }
 

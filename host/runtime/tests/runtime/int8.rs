@@ -1,11 +1,14 @@
 //! Integer products: the switch, who rounds what when, and what is held.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use swift_graph::op::{Embed, GroupedLinear, Linear};
 use swift_graph::plan::plan;
 use swift_kernels::linear::int8::{self, Panels};
 use swift_kernels::pool::Pool;
 use swift_kernels::{format::Weight, quant};
-use swift_runtime::{CpuDevice, CpuOptions, Device, Format, HostTensor, Precision};
+use swift_runtime::{Bytes, CpuDevice, CpuOptions, Device, Format, HostTensor, Owner, Precision};
 
 use crate::case::{Case, N, dims, rows};
 
@@ -152,4 +155,47 @@ fn a_weight_replaced_between_runs_is_repacked() {
     store.insert_weight("w0", Format::Q4_0, vec![8, 32], bytes.into()).unwrap();
     let run = executable.run(&mut store, &c.env.bindings, &c.inputs).unwrap();
     assert_eq!(floats(run.get("out0").unwrap()), direct(&c, 0, floats(c.inputs.get("x0").unwrap())));
+}
+
+/// Bytes that are made again once they were let go.
+struct Again {
+    bytes: Vec<u8>,
+    made: Arc<AtomicUsize>,
+}
+
+impl Owner for Again {
+    fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn release(&self) -> Option<Arc<dyn Owner>> {
+        self.made.fetch_add(1, Ordering::SeqCst);
+        Some(Arc::new(Again { bytes: self.bytes.clone(), made: Arc::clone(&self.made) }))
+    }
+}
+
+#[test]
+fn bytes_that_were_let_go_are_found_again_by_whoever_reads_them() {
+    let mut c = Case::new();
+    let x = c.x(rows(&[32]));
+    let w = c.w(&[8, 32], Format::Q8_0);
+    let y = c.g.push(Linear::plain(), &[x, w]).unwrap();
+    c.out(y);
+    let device = CpuDevice::new(CpuOptions::default()).unwrap();
+    let mut store = c.fill(&device);
+    let made = Arc::new(AtomicUsize::new(0));
+    let bytes = c.store[0].3.clone();
+    let count = bytes.len();
+    let owner = Again { bytes, made: Arc::clone(&made) };
+    store.insert_weight("w0", Format::Q8_0, vec![8, 32], Bytes::new(Arc::new(owner), 0..count).unwrap()).unwrap();
+    let [mut exact, mut whole] = [0, 1].map(|_| device.compile(plan(c.g.clone(), &|_| false).unwrap()).unwrap());
+    whole.set_precision(Precision::Int8);
+    let want = exact.run(&mut store, &c.env.bindings, &c.inputs).unwrap();
+    let rounded = whole.run(&mut store, &c.env.bindings, &c.inputs).unwrap();
+    let times = made.load(Ordering::SeqCst);
+    assert!(times > 0, "the weight is in panels, and its bytes were let go");
+    // The first executable had bound the old bytes.
+    assert_eq!(exact.run(&mut store, &c.env.bindings, &c.inputs).unwrap(), want);
+    assert_eq!(whole.run(&mut store, &c.env.bindings, &c.inputs).unwrap(), rounded);
+    assert_eq!(made.load(Ordering::SeqCst), times, "once");
 }
