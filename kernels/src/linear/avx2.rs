@@ -6,7 +6,8 @@ use std::arch::x86_64::*;
 use super::{Dots, Rows};
 use crate::format::Format;
 use crate::gemm::avx2::sum;
-use crate::quant::avx2::{BF16, F16, F32, Q4_0, Q4_1, Q8_0, Values32};
+use crate::quant::avx2::{BF16, F16, F32, Nf4, Values};
+use crate::quant::planes;
 
 /// # Safety
 /// See [`super::RowDots`].
@@ -17,11 +18,18 @@ pub(super) unsafe fn row_dots(rows: &Rows, out: &mut Dots) {
             Format::F32 => by_rows::<F32>(rows, out),
             Format::F16 => by_rows::<F16>(rows, out),
             Format::BF16 => by_rows::<BF16>(rows, out),
-            Format::Q8_0 => by_rows::<Q8_0>(rows, out),
-            Format::Q4_0 => by_rows::<Q4_0>(rows, out),
-            Format::Q4_1 => by_rows::<Q4_1>(rows, out),
-            // Formats whose decoders are portable stream through them.
-            _ => super::scalar::row_dots(rows, out),
+            Format::Q8_0 => by_rows::<planes::Q8_0>(rows, out),
+            Format::Q4_0 => by_rows::<planes::Q4_0>(rows, out),
+            Format::Q4_1 => by_rows::<planes::Q4_1>(rows, out),
+            Format::Q5_0 => by_rows::<planes::Q5_0>(rows, out),
+            Format::Q5_1 => by_rows::<planes::Q5_1>(rows, out),
+            Format::Iq4Nl => by_rows::<planes::Iq4Nl>(rows, out),
+            Format::Q2K => by_rows::<planes::Q2K>(rows, out),
+            Format::Q3K => by_rows::<planes::Q3K>(rows, out),
+            Format::Q4K => by_rows::<planes::Q4K>(rows, out),
+            Format::Q5K => by_rows::<planes::Q5K>(rows, out),
+            Format::Q6K => by_rows::<planes::Q6K>(rows, out),
+            Format::Nf4 => by_rows::<Nf4>(rows, out),
         }
     }
 }
@@ -29,7 +37,7 @@ pub(super) unsafe fn row_dots(rows: &Rows, out: &mut Dots) {
 /// # Safety
 /// See [`super::RowDots`].
 #[inline]
-unsafe fn by_rows<V: Values32>(rows: &Rows, out: &mut Dots) {
+unsafe fn by_rows<V: Values>(rows: &Rows, out: &mut Dots) {
     // Several sums per dot hide the latency of additions where there are few dots.
     // SAFETY: the selected function has the same contract.
     unsafe {
@@ -50,20 +58,24 @@ unsafe fn by_rows<V: Values32>(rows: &Rows, out: &mut Dots) {
 /// See [`super::RowDots`]; `rows.m == M`.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[expect(clippy::needless_range_loop, reason = "constant trip counts, unrolled into registers")]
-unsafe fn dots<V: Values32, const M: usize, const SUMS: usize>(rows: &Rows, out: &mut Dots) {
+unsafe fn dots<V: Values, const M: usize, const SUMS: usize>(rows: &Rows, out: &mut Dots) {
     let k = rows.k;
-    let whole = k / 32;
+    let whole = k / V::LEN;
     for (r, bytes) in rows.bytes.into_iter().enumerate() {
         let mut acc = [[_mm256_setzero_ps(); SUMS]; M];
         for block in 0..whole {
             // SAFETY: whole blocks of the weight row, and of each of the `M` rows of `x`.
             unsafe {
-                let w = V::load(bytes.add(block * V::BYTES));
-                for i in 0..M {
-                    let x = rows.x.add(i * k + block * 32);
-                    for v in 0..4 {
-                        let x = _mm256_loadu_ps(x.add(8 * v));
-                        acc[i][v % SUMS] = _mm256_fmadd_ps(w[v], x, acc[i][v % SUMS]);
+                let bytes = bytes.add(block * V::BYTES);
+                let scales = V::scales(bytes);
+                for part in 0..V::LEN / 32 {
+                    let w = V::load(bytes, &scales, part);
+                    for i in 0..M {
+                        let x = rows.x.add(i * k + block * V::LEN + part * 32);
+                        for v in 0..4 {
+                            let x = _mm256_loadu_ps(x.add(8 * v));
+                            acc[i][v % SUMS] = _mm256_fmadd_ps(w[v], x, acc[i][v % SUMS]);
+                        }
                     }
                 }
             }
@@ -71,7 +83,7 @@ unsafe fn dots<V: Values32, const M: usize, const SUMS: usize>(rows: &Rows, out:
         for i in 0..M {
             let total = &mut out[i][r];
             *total = sum(acc[i].into_iter().fold(_mm256_setzero_ps(), |x, y| _mm256_add_ps(x, y)));
-            for p in whole * 32..k {
+            for p in whole * V::LEN..k {
                 // SAFETY: `p < k`; only formats without blocks have such an end.
                 unsafe {
                     *total += V::load_one(bytes.add(p * (V::BYTES / 32))) * *rows.x.add(i * k + p);

@@ -11,7 +11,8 @@ use std::arch::x86_64::*;
 
 use super::{Dots, ROWS, Rows};
 use crate::format::Format;
-use crate::quant::avx512::{BF16, F16, F32, Q4_0, Q4_1, Q8_0, Values32};
+use crate::quant::avx512::{BF16, F16, F32, Iq4Nl, Long, Nf4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Values};
+use crate::quant::planes;
 
 /// # Safety
 /// See [`super::RowDots`].
@@ -25,8 +26,15 @@ pub(super) unsafe fn row_dots(rows: &Rows, out: &mut Dots) {
             Format::Q8_0 => by_rows::<Q8_0>(rows, out),
             Format::Q4_0 => by_rows::<Q4_0>(rows, out),
             Format::Q4_1 => by_rows::<Q4_1>(rows, out),
-            // Formats whose decoders are portable stream through them.
-            _ => super::scalar::row_dots(rows, out),
+            Format::Q5_0 => by_rows::<Q5_0>(rows, out),
+            Format::Q5_1 => by_rows::<Q5_1>(rows, out),
+            Format::Iq4Nl => by_rows::<Iq4Nl>(rows, out),
+            Format::Q2K => by_rows::<Long<planes::Q2K>>(rows, out),
+            Format::Q3K => by_rows::<Long<planes::Q3K>>(rows, out),
+            Format::Q4K => by_rows::<Long<planes::Q4K>>(rows, out),
+            Format::Q5K => by_rows::<Long<planes::Q5K>>(rows, out),
+            Format::Q6K => by_rows::<Long<planes::Q6K>>(rows, out),
+            Format::Nf4 => by_rows::<Nf4>(rows, out),
         }
     }
 }
@@ -34,7 +42,7 @@ pub(super) unsafe fn row_dots(rows: &Rows, out: &mut Dots) {
 /// # Safety
 /// See [`super::RowDots`].
 #[inline]
-unsafe fn by_rows<V: Values32>(rows: &Rows, out: &mut Dots) {
+unsafe fn by_rows<V: Values>(rows: &Rows, out: &mut Dots) {
     // SAFETY: the selected function has the same contract.
     unsafe {
         match rows.m {
@@ -52,26 +60,33 @@ unsafe fn by_rows<V: Values32>(rows: &Rows, out: &mut Dots) {
 
 /// # Safety
 /// See [`super::RowDots`]; `rows.m == M`.
-#[target_feature(enable = "avx512f,avx512bw,f16c")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
 #[expect(clippy::needless_range_loop, reason = "constant trip counts, unrolled into registers")]
-unsafe fn dots<V: Values32, const M: usize, const R: usize>(rows: &Rows, out: &mut Dots) {
+unsafe fn dots<V: Values, const M: usize, const R: usize>(rows: &Rows, out: &mut Dots) {
     let k = rows.k;
-    let whole = k / 32;
+    let whole = k / V::LEN;
     for first in (0..ROWS).step_by(R) {
         let mut acc = [[_mm512_setzero_ps(); R]; M];
         for block in 0..whole {
             // SAFETY: whole blocks of each weight row, and of each of the `M` rows of `x`.
             unsafe {
-                let mut w = [[_mm512_setzero_ps(); 2]; R];
+                let mut bytes = [std::ptr::null(); R];
                 for r in 0..R {
-                    w[r] = V::load(rows.bytes[first + r].add(block * V::BYTES));
+                    bytes[r] = rows.bytes[first + r].add(block * V::BYTES);
                 }
-                for i in 0..M {
-                    let x = rows.x.add(i * k + block * 32);
-                    let (lo, hi) = (_mm512_loadu_ps(x), _mm512_loadu_ps(x.add(16)));
+                let scales = bytes.map(|bytes| V::scales(bytes));
+                for part in 0..V::LEN / 32 {
+                    let mut w = [[_mm512_setzero_ps(); 2]; R];
                     for r in 0..R {
-                        acc[i][r] = _mm512_fmadd_ps(w[r][0], lo, acc[i][r]);
-                        acc[i][r] = _mm512_fmadd_ps(w[r][1], hi, acc[i][r]);
+                        w[r] = V::load(bytes[r], &scales[r], part);
+                    }
+                    for i in 0..M {
+                        let x = rows.x.add(i * k + block * V::LEN + part * 32);
+                        let (lo, hi) = (_mm512_loadu_ps(x), _mm512_loadu_ps(x.add(16)));
+                        for r in 0..R {
+                            acc[i][r] = _mm512_fmadd_ps(w[r][0], lo, acc[i][r]);
+                            acc[i][r] = _mm512_fmadd_ps(w[r][1], hi, acc[i][r]);
+                        }
                     }
                 }
             }
@@ -80,7 +95,7 @@ unsafe fn dots<V: Values32, const M: usize, const R: usize>(rows: &Rows, out: &m
             for r in 0..R {
                 let sum = &mut out[i][first + r];
                 *sum = _mm512_reduce_add_ps(acc[i][r]);
-                for p in whole * 32..k {
+                for p in whole * V::LEN..k {
                     // SAFETY: `p < k`; only formats without blocks have such an end.
                     unsafe {
                         let w = V::load_one(rows.bytes[first + r].add(p * (V::BYTES / 32)));

@@ -5,6 +5,8 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::Decoder;
+use super::levels::NF4;
+use super::planes::{self, Planes};
 use crate::format::Format;
 
 pub(super) fn decoder(format: Format) -> Decoder {
@@ -12,23 +14,42 @@ pub(super) fn decoder(format: Format) -> Decoder {
         Format::F32 => decode::<F32>,
         Format::F16 => decode::<F16>,
         Format::BF16 => decode::<BF16>,
-        Format::Q8_0 => decode::<Q8_0>,
-        Format::Q4_0 => decode::<Q4_0>,
-        Format::Q4_1 => decode::<Q4_1>,
-        _ => super::scalar::decoder(format),
+        Format::Q8_0 => decode::<planes::Q8_0>,
+        Format::Q4_0 => decode::<planes::Q4_0>,
+        Format::Q4_1 => decode::<planes::Q4_1>,
+        Format::Q5_0 => decode::<planes::Q5_0>,
+        Format::Q5_1 => decode::<planes::Q5_1>,
+        Format::Iq4Nl => decode::<planes::Iq4Nl>,
+        Format::Q2K => decode::<planes::Q2K>,
+        Format::Q3K => decode::<planes::Q3K>,
+        Format::Q4K => decode::<planes::Q4K>,
+        Format::Q5K => decode::<planes::Q5K>,
+        Format::Q6K => decode::<planes::Q6K>,
+        Format::Nf4 => decode::<Nf4>,
     }
 }
 
-/// 32 consecutive values of a row.
-pub(crate) trait Values32 {
-    /// Bytes of 32 values.
+/// Rows of blocks, decoded in parts of 32 values.
+pub(crate) trait Values {
+    /// Values of a block, whole parts; 32 for formats without blocks.
+    const LEN: usize;
+    /// Bytes of a block.
     const BYTES: usize;
 
-    /// Decodes 32 values.
+    /// What the parts of a block share.
+    type Scales: Copy;
+
+    /// Reads what the parts of a block share.
     ///
     /// # Safety
     /// AVX2, FMA and F16C; `src` is valid for `BYTES` bytes, at any alignment.
-    unsafe fn load(src: *const u8) -> [__m256; 4];
+    unsafe fn scales(src: *const u8) -> Self::Scales;
+
+    /// Decodes part `part` of the block at `src`.
+    ///
+    /// # Safety
+    /// As [`Values::scales`], and the part is one of the block's.
+    unsafe fn load(src: *const u8, scales: &Self::Scales, part: usize) -> [__m256; 4];
 
     /// Decodes one value of a format without blocks (the end of a ragged row).
     ///
@@ -42,18 +63,21 @@ pub(crate) trait Values32 {
 /// # Safety
 /// See [`Decoder`].
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn decode<V: Values32>(src: *const u8, len: usize, dst: *mut f32) {
-    let whole = len / 32;
+unsafe fn decode<V: Values>(src: *const u8, len: usize, dst: *mut f32) {
+    let whole = len / V::LEN;
     for index in 0..whole {
         // SAFETY: whole blocks of source and destination, by the caller's promise.
         unsafe {
-            let values = V::load(src.add(index * V::BYTES));
-            for (part, values) in values.into_iter().enumerate() {
-                _mm256_storeu_ps(dst.add(index * 32 + part * 8), values);
+            let (src, dst) = (src.add(index * V::BYTES), dst.add(index * V::LEN));
+            let scales = V::scales(src);
+            for part in 0..V::LEN / 32 {
+                for (i, values) in V::load(src, &scales, part).into_iter().enumerate() {
+                    _mm256_storeu_ps(dst.add(part * 32 + i * 8), values);
+                }
             }
         }
     }
-    for index in whole * 32..len {
+    for index in whole * V::LEN..len {
         // SAFETY: `index < len`.
         unsafe { *dst.add(index) = V::load_one(src.add(index * (V::BYTES / 32))) };
     }
@@ -62,16 +86,19 @@ unsafe fn decode<V: Values32>(src: *const u8, len: usize, dst: *mut f32) {
 pub(crate) struct F32;
 pub(crate) struct F16;
 pub(crate) struct BF16;
-pub(crate) struct Q8_0;
-pub(crate) struct Q4_0;
-pub(crate) struct Q4_1;
+pub(crate) struct Nf4;
 
-impl Values32 for F32 {
+impl Values for F32 {
+    const LEN: usize = 32;
     const BYTES: usize = 128;
+
+    type Scales = ();
+
+    unsafe fn scales(_src: *const u8) {}
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load(src: *const u8) -> [__m256; 4] {
+    unsafe fn load(src: *const u8, _scales: &(), _part: usize) -> [__m256; 4] {
         // SAFETY: 128 bytes; unaligned loads.
         [0, 1, 2, 3].map(|part| unsafe { _mm256_loadu_ps(src.add(32 * part).cast()) })
     }
@@ -82,12 +109,17 @@ impl Values32 for F32 {
     }
 }
 
-impl Values32 for F16 {
+impl Values for F16 {
+    const LEN: usize = 32;
     const BYTES: usize = 64;
+
+    type Scales = ();
+
+    unsafe fn scales(_src: *const u8) {}
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load(src: *const u8) -> [__m256; 4] {
+    unsafe fn load(src: *const u8, _scales: &(), _part: usize) -> [__m256; 4] {
         // SAFETY: 64 bytes; unaligned loads.
         [0, 1, 2, 3].map(|part| _mm256_cvtph_ps(unsafe { _mm_loadu_si128(src.add(16 * part).cast()) }))
     }
@@ -98,12 +130,17 @@ impl Values32 for F16 {
     }
 }
 
-impl Values32 for BF16 {
+impl Values for BF16 {
+    const LEN: usize = 32;
     const BYTES: usize = 64;
+
+    type Scales = ();
+
+    unsafe fn scales(_src: *const u8) {}
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load(src: *const u8) -> [__m256; 4] {
+    unsafe fn load(src: *const u8, _scales: &(), _part: usize) -> [__m256; 4] {
         [0, 1, 2, 3].map(|part| {
             // SAFETY: 64 bytes; unaligned loads.
             let bits = _mm256_cvtepu16_epi32(unsafe { _mm_loadu_si128(src.add(16 * part).cast()) });
@@ -117,72 +154,64 @@ impl Values32 for BF16 {
     }
 }
 
-/// Broadcasts the half at `src`.
-///
-/// # Safety
-/// `src` is valid for two bytes.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn half_broadcast(src: *const u8) -> __m256 {
-    // SAFETY: by the caller's promise.
-    let bits = unsafe { src.cast::<i16>().read_unaligned() };
-    _mm256_cvtph_ps(_mm_set1_epi16(bits))
-}
+impl Values for Nf4 {
+    const LEN: usize = Format::Nf4.block_len();
+    const BYTES: usize = Format::Nf4.block_bytes();
 
-impl Values32 for Q8_0 {
-    const BYTES: usize = 34;
+    /// The finished weight of every nibble.
+    type Scales = [__m256; 2];
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load(src: *const u8) -> [__m256; 4] {
-        // SAFETY: a 34-byte block.
+    unsafe fn scales(src: *const u8) -> [__m256; 2] {
+        // SAFETY: a 36-byte block, and a table of 16 values.
         unsafe {
-            let d = half_broadcast(src);
-            [0, 1, 2, 3].map(|part| {
-                let q = _mm256_cvtepi8_epi32(_mm_loadl_epi64(src.add(2 + 8 * part).cast()));
-                _mm256_mul_ps(d, _mm256_cvtepi32_ps(q))
-            })
+            let absmax = _mm256_set1_ps(src.cast::<f32>().read_unaligned());
+            [0, 8].map(|first| _mm256_mul_ps(absmax, _mm256_loadu_ps(NF4.as_ptr().add(first))))
         }
     }
-}
-
-/// Decodes 32 nibbles as `d (q - zero) + m`; `d q` is exact, so fusing does not change the rounding.
-///
-/// # Safety
-/// `src` is valid for 16 bytes.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn nibbles(src: *const u8, d: __m256, zero: i8, m: __m256) -> [__m256; 4] {
-    let (low, zero) = (_mm_set1_epi8(15), _mm_set1_epi8(zero));
-    // SAFETY: by the caller's promise.
-    let bytes = unsafe { _mm_loadu_si128(src.cast()) };
-    let first = _mm_sub_epi8(_mm_and_si128(bytes, low), zero);
-    let second = _mm_sub_epi8(_mm_and_si128(_mm_srli_epi16::<4>(bytes), low), zero);
-    let widen = |q| _mm256_fmadd_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q)), m);
-    let upper = |q| _mm_unpackhi_epi64(q, q);
-    [widen(first), widen(upper(first)), widen(second), widen(upper(second))]
-}
-
-impl Values32 for Q4_0 {
-    const BYTES: usize = 18;
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load(src: *const u8) -> [__m256; 4] {
-        // Adding a negative zero keeps the sign of zero products.
-        let m = _mm256_set1_ps(-0.0);
-        // SAFETY: an 18-byte block.
-        unsafe { nibbles(src.add(2), half_broadcast(src), 8, m) }
+    unsafe fn load(src: *const u8, [low, high]: &[__m256; 2], part: usize) -> [__m256; 4] {
+        // The first value of a byte is its high nibble.
+        let shifts = _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24);
+        [0, 1, 2, 3].map(|i| {
+            // SAFETY: a 36-byte block.
+            let nibbles = unsafe { src.add(4 + 16 * part + 4 * i).cast::<i32>().read_unaligned() };
+            let index = _mm256_srlv_epi32(_mm256_set1_epi32(nibbles), shifts);
+            // Permutes read three bits of each index; the fourth, as a sign, chooses between them.
+            let (low, high) = (_mm256_permutevar8x32_ps(*low, index), _mm256_permutevar8x32_ps(*high, index));
+            _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index)))
+        })
     }
 }
 
-impl Values32 for Q4_1 {
-    const BYTES: usize = 20;
+impl<P: Planes> Values for P {
+    const LEN: usize = P::FORMAT.block_len();
+    const BYTES: usize = P::FORMAT.block_bytes();
+
+    type Scales = P::Scales;
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load(src: *const u8) -> [__m256; 4] {
-        // SAFETY: a 20-byte block.
-        unsafe { nibbles(src.add(4), half_broadcast(src), 0, half_broadcast(src.add(2))) }
+    unsafe fn scales(src: *const u8) -> P::Scales {
+        // SAFETY: a block.
+        unsafe { P::scales(src) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load(src: *const u8, scales: &P::Scales, part: usize) -> [__m256; 4] {
+        // SAFETY: a block.
+        let levels = unsafe { P::levels(src, part) };
+        let halves = [_mm256_castsi256_si128(levels), _mm256_extracti128_si256::<1>(levels)];
+        let scales = P::of_part(scales, part);
+        [0, 1, 2, 3].map(|i| {
+            let (levels, (d, m)) = (halves[i / 2], scales[i / 2]);
+            let levels = if i % 2 == 0 { levels } else { _mm_unpackhi_epi64(levels, levels) };
+            // `d q` is exact in single precision, so fusing rounds as the reference does.
+            _mm256_fmadd_ps(_mm256_set1_ps(d), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(levels)), _mm256_set1_ps(m))
+        })
     }
 }

@@ -1,14 +1,17 @@
 //! AVX-512 decoders, 32 values at a time.
 //!
-//! Nibbles index a 16-entry table of finished weights (`d q + m` for every `q`),
-//! built with one instruction per block, so that a block costs two permutes and
-//! no conversions. Shared with the decode path of the linear layers.
+//! Codes of four or five bits index a table of finished weights (`d q + m` for every `q`), built with one or two instructions
+//! per block, so that a block costs two permutes and no conversions. Formats in blocks of 256, whose tables would serve few
+//! values, convert their levels. Shared with the decode path of the linear layers.
 
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 
 use half::{bf16, f16};
 
 use super::Decoder;
+use super::levels::{IQ4_NL, NF4};
+use super::planes::{self, Planes};
 use crate::format::Format;
 
 pub(super) fn decoder(format: Format) -> Decoder {
@@ -19,20 +22,39 @@ pub(super) fn decoder(format: Format) -> Decoder {
         Format::Q8_0 => decode::<Q8_0>,
         Format::Q4_0 => decode::<Q4_0>,
         Format::Q4_1 => decode::<Q4_1>,
-        _ => super::scalar::decoder(format),
+        Format::Q5_0 => decode::<Q5_0>,
+        Format::Q5_1 => decode::<Q5_1>,
+        Format::Iq4Nl => decode::<Iq4Nl>,
+        Format::Q2K => decode::<Long<planes::Q2K>>,
+        Format::Q3K => decode::<Long<planes::Q3K>>,
+        Format::Q4K => decode::<Long<planes::Q4K>>,
+        Format::Q5K => decode::<Long<planes::Q5K>>,
+        Format::Q6K => decode::<Long<planes::Q6K>>,
+        Format::Nf4 => decode::<Nf4>,
     }
 }
 
-/// 32 consecutive values of a row.
-pub(crate) trait Values32 {
-    /// Bytes of 32 values.
+/// Rows of blocks, decoded in parts of 32 values.
+pub(crate) trait Values {
+    /// Values of a block, whole parts; 32 for formats without blocks.
+    const LEN: usize;
+    /// Bytes of a block.
     const BYTES: usize;
 
-    /// Decodes 32 values.
+    /// What the parts of a block share.
+    type Scales: Copy;
+
+    /// Reads what the parts of a block share.
     ///
     /// # Safety
-    /// AVX-512 F and BW; `src` is valid for `BYTES` bytes, at any alignment.
-    unsafe fn load(src: *const u8) -> [__m512; 2];
+    /// AVX-512 F, BW and VL, and AVX2, FMA and F16C; `src` is valid for `BYTES` bytes, at any alignment.
+    unsafe fn scales(src: *const u8) -> Self::Scales;
+
+    /// Decodes part `part` of the block at `src`.
+    ///
+    /// # Safety
+    /// As [`Values::scales`], and the part is one of the block's.
+    unsafe fn load(src: *const u8, scales: &Self::Scales, part: usize) -> [__m512; 2];
 
     /// Decodes one value of a format without blocks (the end of a ragged row).
     ///
@@ -45,18 +67,22 @@ pub(crate) trait Values32 {
 
 /// # Safety
 /// See [`Decoder`].
-#[target_feature(enable = "avx512f,avx512bw,f16c")]
-unsafe fn decode<V: Values32>(src: *const u8, len: usize, dst: *mut f32) {
-    let whole = len / 32;
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
+unsafe fn decode<V: Values>(src: *const u8, len: usize, dst: *mut f32) {
+    let whole = len / V::LEN;
     for index in 0..whole {
         // SAFETY: whole blocks of source and destination, by the caller's promise.
         unsafe {
-            let [lo, hi] = V::load(src.add(index * V::BYTES));
-            _mm512_storeu_ps(dst.add(index * 32), lo);
-            _mm512_storeu_ps(dst.add(index * 32 + 16), hi);
+            let (src, dst) = (src.add(index * V::BYTES), dst.add(index * V::LEN));
+            let scales = V::scales(src);
+            for part in 0..V::LEN / 32 {
+                let [lo, hi] = V::load(src, &scales, part);
+                _mm512_storeu_ps(dst.add(part * 32), lo);
+                _mm512_storeu_ps(dst.add(part * 32 + 16), hi);
+            }
         }
     }
-    for index in whole * 32..len {
+    for index in whole * V::LEN..len {
         // SAFETY: `index < len`.
         unsafe { *dst.add(index) = V::load_one(src.add(index * (V::BYTES / 32))) };
     }
@@ -68,13 +94,24 @@ pub(crate) struct BF16;
 pub(crate) struct Q8_0;
 pub(crate) struct Q4_0;
 pub(crate) struct Q4_1;
+pub(crate) struct Q5_0;
+pub(crate) struct Q5_1;
+pub(crate) struct Iq4Nl;
+pub(crate) struct Nf4;
+/// A format in blocks of 256.
+pub(crate) struct Long<P>(PhantomData<P>);
 
-impl Values32 for F32 {
+impl Values for F32 {
+    const LEN: usize = 32;
     const BYTES: usize = 128;
+
+    type Scales = ();
+
+    unsafe fn scales(_src: *const u8) {}
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,f16c")]
-    unsafe fn load(src: *const u8) -> [__m512; 2] {
+    unsafe fn load(src: *const u8, _scales: &(), _part: usize) -> [__m512; 2] {
         // SAFETY: 128 bytes; unaligned loads.
         unsafe { [_mm512_loadu_ps(src.cast()), _mm512_loadu_ps(src.add(64).cast())] }
     }
@@ -85,12 +122,17 @@ impl Values32 for F32 {
     }
 }
 
-impl Values32 for F16 {
+impl Values for F16 {
+    const LEN: usize = 32;
     const BYTES: usize = 64;
+
+    type Scales = ();
+
+    unsafe fn scales(_src: *const u8) {}
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,f16c")]
-    unsafe fn load(src: *const u8) -> [__m512; 2] {
+    unsafe fn load(src: *const u8, _scales: &(), _part: usize) -> [__m512; 2] {
         // SAFETY: 64 bytes; unaligned loads.
         let [lo, hi] = unsafe { [_mm256_loadu_si256(src.cast()), _mm256_loadu_si256(src.add(32).cast())] };
         [_mm512_cvtph_ps(lo), _mm512_cvtph_ps(hi)]
@@ -102,12 +144,17 @@ impl Values32 for F16 {
     }
 }
 
-impl Values32 for BF16 {
+impl Values for BF16 {
+    const LEN: usize = 32;
     const BYTES: usize = 64;
+
+    type Scales = ();
+
+    unsafe fn scales(_src: *const u8) {}
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,f16c")]
-    unsafe fn load(src: *const u8) -> [__m512; 2] {
+    unsafe fn load(src: *const u8, _scales: &(), _part: usize) -> [__m512; 2] {
         // SAFETY: 64 bytes; unaligned loads.
         let [lo, hi] = unsafe { [_mm256_loadu_si256(src.cast()), _mm256_loadu_si256(src.add(32).cast())] };
         let widen = |x| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x)));
@@ -145,86 +192,198 @@ unsafe fn halves_broadcast(src: *const u8) -> [__m512; 2] {
     [_mm512_moveldup_ps(pairs), _mm512_movehdup_ps(pairs)]
 }
 
-impl Values32 for Q8_0 {
-    const BYTES: usize = 34;
+impl Values for Q8_0 {
+    const LEN: usize = Format::Q8_0.block_len();
+    const BYTES: usize = Format::Q8_0.block_bytes();
+
+    type Scales = __m512;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,f16c")]
-    unsafe fn load(src: *const u8) -> [__m512; 2] {
+    unsafe fn scales(src: *const u8) -> __m512 {
         // SAFETY: a 34-byte block.
-        let (d, lo, hi) = unsafe {
-            let q = src.add(2);
-            (half_broadcast(src), _mm_loadu_si128(q.cast()), _mm_loadu_si128(q.add(16).cast()))
-        };
-        let widen = |q| _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q)));
-        [widen(lo), widen(hi)]
+        unsafe { half_broadcast(src) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,f16c")]
+    unsafe fn load(src: *const u8, &d: &__m512, _part: usize) -> [__m512; 2] {
+        [2, 18].map(|at| {
+            // SAFETY: a 34-byte block.
+            let levels = unsafe { _mm_loadu_si128(src.add(at).cast()) };
+            _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(levels)))
+        })
     }
 }
 
-/// Looks 32 nibbles up in `table`: low nibbles first, then high ones.
+/// 32 nibbles as indices, of which all but the lowest four bits are arbitrary: low nibbles first, then high ones.
 ///
 /// # Safety
 /// `src` is valid for 16 bytes.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,f16c")]
-unsafe fn look_up(src: *const u8, table: __m512) -> [__m512; 2] {
+unsafe fn nibbles(src: *const u8) -> [__m512i; 2] {
     // SAFETY: by the caller's promise.
     let bytes = _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(src.cast()) });
-    // The permute reads the low four bits of each index, so low nibbles need no mask.
-    let high = _mm512_srli_epi32::<4>(bytes);
-    [_mm512_permutexvar_ps(bytes, table), _mm512_permutexvar_ps(high, table)]
+    [bytes, _mm512_srli_epi32::<4>(bytes)]
 }
 
-/// 0 to 15.
+/// `first` to `first + 15`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,f16c")]
-fn levels() -> __m512 {
-    _mm512_setr_ps(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0)
+fn levels(first: f32) -> __m512 {
+    let levels = _mm512_setr_ps(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0);
+    _mm512_add_ps(levels, _mm512_set1_ps(first))
 }
 
-/// The finished weight of every nibble.
-///
-/// # Safety
-/// `src` is valid for 18 bytes.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,f16c")]
-unsafe fn table_q4_0(src: *const u8) -> __m512 {
-    let levels = _mm512_sub_ps(levels(), _mm512_set1_ps(8.0));
-    // SAFETY: by the caller's promise.
-    _mm512_mul_ps(unsafe { half_broadcast(src) }, levels)
+/// A block of 32 whose four bits, from byte `$nibbles` on, index a table.
+macro_rules! by_table_of_16 {
+    ($name:ident, |$src:ident| $table:expr, $nibbles:literal) => {
+        impl Values for $name {
+            const LEN: usize = Format::$name.block_len();
+            const BYTES: usize = Format::$name.block_bytes();
+
+            /// The finished weight of every nibble.
+            type Scales = __m512;
+
+            #[inline]
+            #[target_feature(enable = "avx512f,avx512bw,f16c")]
+            unsafe fn scales($src: *const u8) -> __m512 {
+                // SAFETY: a block.
+                unsafe { $table }
+            }
+
+            #[inline]
+            #[target_feature(enable = "avx512f,avx512bw,f16c")]
+            unsafe fn load(src: *const u8, &table: &__m512, _part: usize) -> [__m512; 2] {
+                // Permutes read the lowest four bits of each index.
+                // SAFETY: a block.
+                unsafe { nibbles(src.add($nibbles)) }.map(|index| _mm512_permutexvar_ps(index, table))
+            }
+        }
+    };
 }
 
-/// The finished weight of every nibble.
-///
-/// # Safety
-/// `src` is valid for 20 bytes.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,f16c")]
-unsafe fn table_q4_1(src: *const u8) -> __m512 {
-    // SAFETY: by the caller's promise.
-    let [d, m] = unsafe { halves_broadcast(src) };
-    // `d q` is exact in single precision, so fusing rounds as the reference does.
-    _mm512_fmadd_ps(d, levels(), m)
+by_table_of_16!(Q4_0, |src| _mm512_mul_ps(half_broadcast(src), levels(-8.0)), 2);
+by_table_of_16!(
+    Q4_1,
+    |src| {
+        let [d, m] = halves_broadcast(src);
+        // `d q` is exact in single precision, so fusing rounds as the reference does.
+        _mm512_fmadd_ps(d, levels(0.0), m)
+    },
+    4
+);
+by_table_of_16!(
+    Iq4Nl,
+    |src| {
+        let levels = _mm512_cvtepi8_epi32(_mm_loadu_si128(IQ4_NL.as_ptr().cast()));
+        _mm512_mul_ps(half_broadcast(src), _mm512_cvtepi32_ps(levels))
+    },
+    2
+);
+
+/// A block of 32 whose four bits, from byte `$nibbles` on, and fifth bits, from byte `$high` on, index a table.
+macro_rules! by_table_of_32 {
+    ($name:ident, |$src:ident| $tables:expr, $high:literal, $nibbles:literal) => {
+        impl Values for $name {
+            const LEN: usize = Format::$name.block_len();
+            const BYTES: usize = Format::$name.block_bytes();
+
+            /// The finished weight of every code.
+            type Scales = [__m512; 2];
+
+            #[inline]
+            #[target_feature(enable = "avx512f,avx512bw,f16c")]
+            unsafe fn scales($src: *const u8) -> [__m512; 2] {
+                // SAFETY: a block.
+                unsafe { $tables }
+            }
+
+            #[inline]
+            #[target_feature(enable = "avx512f,avx512bw,f16c")]
+            unsafe fn load(src: *const u8, tables: &[__m512; 2], _part: usize) -> [__m512; 2] {
+                // SAFETY: a block.
+                let (high, [lo, hi]) = unsafe { (src.add($high).cast::<i32>().read_unaligned(), nibbles(src.add($nibbles))) };
+                let high = _mm512_set1_epi32(high);
+                // Brings bit `i` of the first half, and of the second, to bit 4 of lane `i`.
+                let turns = _mm512_setr_epi32(-4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11);
+                let turned = [turns, _mm512_add_epi32(turns, _mm512_set1_epi32(16))].map(|turns| _mm512_rorv_epi32(high, turns));
+                let look_up = |nibble, high| {
+                    // Where the third operand is set the first, else the second; permutes read the lowest five bits.
+                    let index = _mm512_ternarylogic_epi32::<0xe4>(nibble, high, _mm512_set1_epi32(15));
+                    _mm512_permutex2var_ps(tables[0], index, tables[1])
+                };
+                [look_up(lo, turned[0]), look_up(hi, turned[1])]
+            }
+        }
+    };
 }
 
-impl Values32 for Q4_0 {
-    const BYTES: usize = 18;
+by_table_of_32!(Q5_0, |src| [-16.0, 0.0].map(|first| _mm512_mul_ps(half_broadcast(src), levels(first))), 2, 6);
+by_table_of_32!(
+    Q5_1,
+    |src| {
+        let [d, m] = halves_broadcast(src);
+        // `d q` is exact in single precision, so fusing rounds as the reference does.
+        [0.0, 16.0].map(|first| _mm512_fmadd_ps(d, levels(first), m))
+    },
+    4,
+    8
+);
+
+impl Values for Nf4 {
+    const LEN: usize = Format::Nf4.block_len();
+    const BYTES: usize = Format::Nf4.block_bytes();
+
+    /// The finished weight of every nibble.
+    type Scales = __m512;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,f16c")]
-    unsafe fn load(src: *const u8) -> [__m512; 2] {
-        // SAFETY: an 18-byte block.
-        unsafe { look_up(src.add(2), table_q4_0(src)) }
+    unsafe fn scales(src: *const u8) -> __m512 {
+        // SAFETY: a 36-byte block, and a table of 16 values.
+        unsafe { _mm512_mul_ps(_mm512_set1_ps(src.cast::<f32>().read_unaligned()), _mm512_loadu_ps(NF4.as_ptr())) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,f16c")]
+    unsafe fn load(src: *const u8, &table: &__m512, part: usize) -> [__m512; 2] {
+        // SAFETY: a 36-byte block.
+        let bytes = _mm512_castsi128_si512(unsafe { _mm_loadu_si128(src.add(4 + 16 * part).cast()) });
+        // Eight copies of each word of eight nibbles. The first value of a byte is its high nibble.
+        let copies = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+        let shifts = _mm512_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24, 4, 0, 12, 8, 20, 16, 28, 24);
+        [copies, _mm512_add_epi32(copies, _mm512_set1_epi32(2))].map(|copies| {
+            let index = _mm512_srlv_epi32(_mm512_permutexvar_epi32(copies, bytes), shifts);
+            _mm512_permutexvar_ps(index, table)
+        })
     }
 }
 
-impl Values32 for Q4_1 {
-    const BYTES: usize = 20;
+impl<P: Planes> Values for Long<P> {
+    const LEN: usize = P::FORMAT.block_len();
+    const BYTES: usize = P::FORMAT.block_bytes();
+
+    type Scales = P::Scales;
 
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,f16c")]
-    unsafe fn load(src: *const u8) -> [__m512; 2] {
-        // SAFETY: a 20-byte block.
-        unsafe { look_up(src.add(4), table_q4_1(src)) }
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
+    unsafe fn scales(src: *const u8) -> P::Scales {
+        // SAFETY: a block.
+        unsafe { P::scales(src) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
+    unsafe fn load(src: *const u8, scales: &P::Scales, part: usize) -> [__m512; 2] {
+        // SAFETY: a block.
+        let levels = unsafe { P::levels(src, part) };
+        let [first, second] = P::of_part(scales, part);
+        // `d q` is exact in single precision, so fusing rounds as the reference does.
+        let widen = |levels, (d, m)| {
+            _mm512_fmadd_ps(_mm512_set1_ps(d), _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(levels)), _mm512_set1_ps(m))
+        };
+        [widen(_mm256_castsi256_si128(levels), first), widen(_mm256_extracti128_si256::<1>(levels), second)]
     }
 }

@@ -16,6 +16,8 @@ pub(crate) mod avx2;
 pub(crate) mod avx512;
 mod encode;
 mod levels;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod planes;
 mod scalar;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -23,7 +25,7 @@ pub(crate) mod tests;
 pub(crate) use levels::IQ4_NL;
 pub(crate) use scalar::six_bits;
 
-pub use encode::quantize;
+pub use encode::{quantize, round_nf4_scales};
 
 /// Decodes `len` values, a whole number of blocks, from `src` to `dst`.
 ///

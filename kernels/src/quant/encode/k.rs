@@ -42,8 +42,7 @@ fn fit_with_minimum(
         codes.fill(0);
         return (0.0, -min);
     }
-    let (span, lowest) = (max - min, min);
-    let code = |inverse: f32, x: f32| nearest(inverse * (x - lowest)).clamp(0, most);
+    let code = |inverse: f32, min: f32, x: f32| nearest(inverse * (x - min)).clamp(0, most);
     let error = |scale: f32, min: f32, codes: &[u8]| {
         let terms = x.iter().zip(weights).zip(codes).map(|((&x, &w), &q)| {
             let diff = scale * f32::from(q) + min - x;
@@ -51,17 +50,18 @@ fn fit_with_minimum(
         });
         terms.fold(0f32, |sum, term| sum + term)
     };
-    let inverse = most as f32 / span;
+    let inverse = most as f32 / (max - min);
     let mut scale = 1.0 / inverse;
-    codes.iter_mut().zip(x).for_each(|(q, &x)| *q = code(inverse, x) as u8);
+    codes.iter_mut().zip(x).for_each(|(q, &x)| *q = code(inverse, min, x) as u8);
     let mut best = error(scale, min, codes);
     let mut tried = [0u8; 32];
     let tried = &mut tried[..x.len()];
     for step in 0..=steps {
-        let inverse = (first + 0.1 * step as f32 + most as f32) / span;
+        // From the minimum that is the best so far.
+        let inverse = (first + 0.1 * step as f32 + most as f32) / (max - min);
         let (mut sum_l, mut sum_l2, mut sum_xl) = (0f32, 0f32, 0f32);
         for ((q, &x), &w) in tried.iter_mut().zip(x).zip(weights) {
-            let l = code(inverse, x);
+            let l = code(inverse, min, x);
             *q = l as u8;
             let l = l as f32;
             sum_l += w * l;

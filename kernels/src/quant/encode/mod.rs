@@ -1,14 +1,17 @@
 //! Encoders: the rounding of ggml's `quantize_row_*_ref`, and of bitsandbytes for NF4.
 //!
-//! `golden.txt` holds Q4_0 to Q8_0 to what ggml's own package writes, bit for bit. `k.rs` holds the formats in blocks of 256, whose
-//! scales are searched for in ggml's order of arithmetic; they and IQ4_NL are held to bounds of the error.
+//! `golden.txt` holds all of them to what those write, bit for bit. `k.rs` has the formats in blocks of 256, whose scales are
+//! searched for in ggml's order of arithmetic, `nf4.rs` that of bitsandbytes.
 
 use half::{bf16, f16};
 
-use super::levels::{IQ4_NL, NF4};
+use super::levels::IQ4_NL;
 use crate::format::Format;
 
 mod k;
+pub(super) mod nf4;
+
+pub use nf4::round_nf4_scales;
 
 /// Encodes one block.
 type Encoder = fn(&[f32], &mut [u8]);
@@ -38,7 +41,7 @@ pub fn quantize(format: Format, src: &[f32], out: &mut [u8]) {
         Format::Q4K => k::q4_k,
         Format::Q5K => k::q5_k,
         Format::Q6K => k::q6_k,
-        Format::Nf4 => nf4,
+        Format::Nf4 => nf4::encode,
     };
     let blocks = src.chunks_exact(format.block_len()).zip(out.chunks_exact_mut(format.block_bytes()));
     blocks.for_each(|(x, out)| encode(x, out));
@@ -152,18 +155,4 @@ fn iq4_nl(x: &[f32], out: &mut [u8]) {
     }
     put_half(out, if square > 0.0 { product / square } else { 0.0 });
     put_nibbles(&mut out[2..], &q);
-}
-
-/// The nearest level by midpoints, the lower at a midpoint.
-fn nf4(x: &[f32], out: &mut [u8]) {
-    let absmax = x.iter().fold(0f32, |most, x| most.max(x.abs()));
-    let inverse = 1.0 / absmax.max(1e-38);
-    out[..4].copy_from_slice(&absmax.to_le_bytes());
-    let code = |x: f32| {
-        let x = (x * inverse).clamp(-1.0, 1.0);
-        NF4.windows(2).filter(|pair| (pair[0] + pair[1]) / 2.0 < x).count() as u8
-    };
-    for (out, x) in out[4..].iter_mut().zip(x.chunks_exact(2)) {
-        *out = code(x[0]) << 4 | code(x[1]);
-    }
 }
