@@ -14,6 +14,9 @@ use crate::format::Format;
 use crate::quant::avx512::{BF16, F16, F32, Iq4Nl, Long, Nf4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Values};
 use crate::quant::planes;
 
+/// Bytes that weight rows are prefetched ahead: the hardware follows one stream a page, and short rows are several.
+const AHEAD: usize = 3072;
+
 /// # Safety
 /// See [`super::RowDots`].
 pub(super) unsafe fn row_dots(rows: &Rows, out: &mut Dots) {
@@ -70,11 +73,17 @@ unsafe fn dots<V: Values, const M: usize, const R: usize>(rows: &Rows, out: &mut
         for block in 0..whole {
             // SAFETY: whole blocks of each weight row, and of each of the `M` rows of `x`.
             unsafe {
-                let mut bytes = [std::ptr::null(); R];
-                for r in 0..R {
+                let mut bytes = [rows.bytes[first].add(block * V::BYTES); R];
+                let mut scales = [V::scales(bytes[0]); R];
+                for r in 1..R {
                     bytes[r] = rows.bytes[first + r].add(block * V::BYTES);
+                    scales[r] = V::scales(bytes[r]);
                 }
-                let scales = bytes.map(|bytes| V::scales(bytes));
+                // The rows usually follow each other: all of them together are read from front to back.
+                for line in (0..R * V::BYTES).step_by(64) {
+                    let ahead = rows.bytes[first].wrapping_add(block * R * V::BYTES + line + AHEAD);
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                }
                 for part in 0..V::LEN / 32 {
                     let mut w = [[_mm512_setzero_ps(); 2]; R];
                     for r in 0..R {

@@ -320,13 +320,18 @@ macro_rules! by_table_of_32 {
     };
 }
 
-by_table_of_32!(Q5_0, |src| [-16.0, 0.0].map(|first| _mm512_mul_ps(half_broadcast(src), levels(first))), 2, 6);
+by_table_of_32!(
+    Q5_0,
+    |src| [_mm512_mul_ps(half_broadcast(src), levels(-16.0)), _mm512_mul_ps(half_broadcast(src), levels(0.0))],
+    2,
+    6
+);
 by_table_of_32!(
     Q5_1,
     |src| {
         let [d, m] = halves_broadcast(src);
         // `d q` is exact in single precision, so fusing rounds as the reference does.
-        [0.0, 16.0].map(|first| _mm512_fmadd_ps(d, levels(first), m))
+        [_mm512_fmadd_ps(d, levels(0.0), m), _mm512_fmadd_ps(d, levels(16.0), m)]
     },
     4,
     8
