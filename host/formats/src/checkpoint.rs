@@ -12,7 +12,7 @@ use crate::Format;
 use crate::gguf::architecture::Architecture;
 use crate::gguf::llama::HeadCounts;
 use crate::json::{MAX_CONFIG_BYTES, read_json};
-use crate::{FormatError, Generation, Gguf, Result, SafetensorsFile, TensorView, float8, gguf};
+use crate::{FormatError, Generation, Gguf, Result, SafetensorsFile, TensorView, bitsandbytes, float8, gguf};
 
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
@@ -44,7 +44,20 @@ pub struct Checkpoint {
 #[derive(Debug)]
 enum Source {
     Gguf { file: Box<Gguf>, architecture: &'static Architecture, heads: HeadCounts },
-    Folder { shards: Vec<SafetensorsFile>, owner: HashMap<String, usize> },
+    Folder(Folder),
+}
+
+/// Files of a folder, and which of them holds a tensor.
+#[derive(Debug, Default)]
+struct Folder {
+    shards: Vec<SafetensorsFile>,
+    owner: HashMap<String, usize>,
+}
+
+impl bitsandbytes::Files for Folder {
+    fn holding(&self, tensor: &str) -> Option<&SafetensorsFile> {
+        self.owner.get(tensor).map(|&shard| &self.shards[shard])
+    }
 }
 
 impl Checkpoint {
@@ -99,7 +112,7 @@ impl Checkpoint {
         if !config.is_object() {
             return Err(FormatError::invalid(&config_path, "the configuration is not a JSON object"));
         }
-        let source = Source::Folder { shards: Vec::new(), owner: HashMap::new() };
+        let source = Source::Folder(Folder::default());
         Ok(Self { path: folder.to_owned(), config, names: Vec::new(), source })
     }
 
@@ -147,7 +160,9 @@ impl Checkpoint {
             let hint = if pickled { "; convert `pytorch_model.bin`, pickled weights are not read" } else { "" };
             return Err(FormatError::invalid(folder, format!("neither `{WEIGHTS}` nor `{INDEX}` exists{hint}")));
         }
-        Ok(Self { path: folder.to_owned(), config, names, source: Source::Folder { shards, owner } })
+        // What lies beside a weight in 4 bits is part of it.
+        names.retain(|name| bitsandbytes::weight_of(name).is_none_or(|weight| !owner.contains_key(weight)));
+        Ok(Self { path: folder.to_owned(), config, names, source: Source::Folder(Folder { shards, owner }) })
     }
 
     /// The file or folder that was opened.
@@ -159,7 +174,7 @@ impl Checkpoint {
     pub fn kind(&self) -> Kind {
         match self.source {
             Source::Gguf { .. } => Kind::Gguf,
-            Source::Folder { .. } => Kind::HuggingFace,
+            Source::Folder(_) => Kind::HuggingFace,
         }
     }
 
@@ -172,7 +187,7 @@ impl Checkpoint {
     pub fn generation(&self) -> Result<Generation> {
         match &self.source {
             Source::Gguf { file, .. } => Generation::from_gguf(file),
-            Source::Folder { .. } => Generation::from_folder(&self.path),
+            Source::Folder(_) => Generation::from_folder(&self.path),
         }
     }
 
@@ -180,7 +195,7 @@ impl Checkpoint {
     pub fn gguf(&self) -> Option<&Gguf> {
         match &self.source {
             Source::Gguf { file, .. } => Some(file),
-            Source::Folder { .. } => None,
+            Source::Folder(_) => None,
         }
     }
 
@@ -188,7 +203,7 @@ impl Checkpoint {
     pub fn total_bytes(&self) -> usize {
         match &self.source {
             Source::Gguf { file, .. } => file.total_bytes(),
-            Source::Folder { shards, .. } => shards.iter().map(SafetensorsFile::total_bytes).sum(),
+            Source::Folder(folder) => folder.shards.iter().map(SafetensorsFile::total_bytes).sum(),
         }
     }
 
@@ -203,15 +218,19 @@ impl Checkpoint {
             Source::Gguf { file, architecture, .. } => {
                 architecture.gguf_name(name).is_some_and(|name| file.tensor(&name).is_some())
             }
-            Source::Folder { owner, .. } => in_folder(owner, name).is_some(),
+            Source::Folder(folder) => in_folder(&folder.owner, name).is_some(),
         }
     }
 
     /// A tensor by its Hugging Face name, `[out, in]`.
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
         match &self.source {
-            Source::Folder { shards, owner } => {
+            Source::Folder(folder) => {
+                let Folder { shards, owner } = folder;
                 let (name, shard) = in_folder(owner, name).ok_or_else(|| FormatError::missing(&self.path, name))?;
+                if let Some(view) = bitsandbytes::tensor(&self.path, folder, name)? {
+                    return Ok(view);
+                }
                 let stored = |name: &str| owner.get(name).map(|&shard| shards[shard].tensor(name)).transpose();
                 match shards[shard].float8(name)? {
                     Some(kind) => float8::scaled(&self.path, name, kind, shards[shard].stored(name)?, stored),
@@ -259,12 +278,24 @@ impl Checkpoint {
                     file.release(file.bytes(info));
                 }
             }
-            Source::Folder { shards, owner } => {
-                if let Some((name, shard)) = in_folder(owner, name)
-                    && let Ok(TensorView { data: Cow::Borrowed(bytes), .. }) = shards[shard].tensor(name)
+            Source::Folder(folder) => {
+                if let Some((name, shard)) = in_folder(&folder.owner, name)
+                    && let Ok(TensorView { data: Cow::Borrowed(bytes), .. }) = folder.shards[shard].tensor(name)
                 {
-                    shards[shard].release(bytes);
+                    folder.shards[shard].release(bytes);
                 }
+            }
+        }
+    }
+
+    /// Whether a tensor is stored in blocks with a scale, by its Hugging Face name; nothing is read for that.
+    pub fn is_quantized(&self, name: &str) -> bool {
+        match &self.source {
+            Source::Folder(folder) => {
+                in_folder(&folder.owner, name).is_some_and(|(name, _)| bitsandbytes::has_state(folder, name))
+            }
+            Source::Gguf { file, architecture, .. } => {
+                architecture.gguf_name(name).and_then(|name| file.tensor(&name)?.kind.format()).is_some_and(Format::is_quantized)
             }
         }
     }

@@ -13,6 +13,7 @@
 
 mod adapter;
 mod atomic;
+mod bitsandbytes;
 mod checkpoint;
 mod error;
 mod float8;

@@ -43,6 +43,8 @@ pub enum Format {
     Q5K,
     /// 6-bit blocks of 256 in 16 parts with scales.
     Q6K,
+    /// 4-bit NormalFloat in blocks of 64: f32 scale, 32 bytes of nibbles (the first value of a byte is its high nibble).
+    Nf4,
 }
 
 impl Format {
@@ -63,6 +65,7 @@ impl Format {
             Self::Q4K => "Q4_K",
             Self::Q5K => "Q5_K",
             Self::Q6K => "Q6_K",
+            Self::Nf4 => "NF4",
         }
     }
 
@@ -81,6 +84,7 @@ impl Format {
             Self::Q4K => (256, 144),
             Self::Q5K => (256, 176),
             Self::Q6K => (256, 210),
+            Self::Nf4 => (64, 36),
         }
     }
 

@@ -305,6 +305,7 @@ fn storage(format: Format) -> swift_runtime::Format {
         Format::Q4K => Device::Q4K,
         Format::Q5K => Device::Q5K,
         Format::Q6K => Device::Q6K,
+        Format::Nf4 => Device::Nf4,
     }
 }
 

@@ -10,7 +10,7 @@ use std::path::Path;
 use serde_json::{Map, Value as Json, json};
 
 use super::architecture::LLAMA;
-use super::{Gguf, TensorSource, Value};
+use super::{GgmlType, Gguf, TensorSource, Value};
 use crate::{FormatError, NamedTensor, Result};
 
 /// Per-frequency divisors of the Llama 3 rotary embedding; described by the configuration, not a weight.
@@ -254,13 +254,16 @@ pub fn write(path: &Path, config: &Json, tensors: &[NamedTensor<'_>], extra: &[(
         let target = LLAMA
             .gguf_name(name)
             .ok_or_else(|| FormatError::refused(path, format!("`{name}` is no tensor of the llama architecture")))?;
+        let kind = GgmlType::of(view.format)
+            .ok_or_else(|| FormatError::refused(path, format!("`{name}` is {}, which GGUF cannot hold", view.format)))?;
         let rows = view.shape.first().copied().unwrap_or(0);
         let data = heads.reorder(path, name, rows, &view.data, Order::ToGguf)?;
-        stored.push((target, view.shape.iter().rev().copied().collect(), view.format.into(), data));
+        stored.push((target, view.shape.iter().rev().copied().collect(), kind, data));
     }
     if let Some(factors) = llama3_factors_of(config) {
         let data: Vec<u8> = factors.iter().flat_map(|&factor| (factor as f32).to_le_bytes()).collect();
-        stored.push((ROPE_FACTORS.into(), vec![factors.len()], crate::Format::F32.into(), data.into()));
+        let kind = GgmlType::of(crate::Format::F32).expect("GGUF holds floats");
+        stored.push((ROPE_FACTORS.into(), vec![factors.len()], kind, data.into()));
     }
     let sources: Vec<TensorSource<'_>> =
         stored.iter().map(|(name, dims, kind, data)| TensorSource { name, dims, kind: *kind, data }).collect();

@@ -88,6 +88,11 @@ impl GgmlType {
         TYPES.iter().copied().find(|kind| kind.id == id)
     }
 
+    /// The type that holds a format; NF4 has none.
+    pub fn of(format: Format) -> Option<Self> {
+        TYPES.iter().copied().find(|kind| kind.format() == Some(format))
+    }
+
     /// The storage format, where it is one that this program computes with.
     pub fn format(self) -> Option<Format> {
         match self.id {
@@ -107,28 +112,6 @@ impl GgmlType {
             14 => Some(Format::Q6K),
             _ => None,
         }
-    }
-}
-
-impl From<Format> for GgmlType {
-    fn from(format: Format) -> Self {
-        let id = match format {
-            Format::F32 => 0,
-            Format::F16 => 1,
-            Format::Q4_0 => 2,
-            Format::Q4_1 => 3,
-            Format::Q8_0 => 8,
-            Format::BF16 => 30,
-            Format::Q5_0 => 6,
-            Format::Q5_1 => 7,
-            Format::Iq4Nl => 20,
-            Format::Q2K => 10,
-            Format::Q3K => 11,
-            Format::Q4K => 12,
-            Format::Q5K => 13,
-            Format::Q6K => 14,
-        };
-        Self::from_id(id).expect("every format is in the table")
     }
 }
 
