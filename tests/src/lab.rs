@@ -10,7 +10,7 @@ use swift_graph::passes::Options;
 use swift_graph::{Bindings, SymbolId};
 use swift_plugin::{HostConfig, Plugin, PluginHost};
 use swift_runtime::{CpuDevice, CpuOptions, Device, HostTensor, Inputs, Store};
-use swift_serve::{AdaptedModel, compile};
+use swift_serve::{AdaptedModel, Quantization, compile};
 use swift_train::{Programs, UpdateSpec, assemble};
 
 /// A plugin host and a device.
@@ -61,12 +61,30 @@ impl Lab {
         self.plugin(&name)
     }
 
+    /// A checkpoint without weights in a store.
+    #[track_caller]
+    pub fn model(&self, checkpoint: Checkpoint) -> AdaptedModel {
+        let plugin = self.model_plugin(&checkpoint);
+        AdaptedModel::open(Arc::new(checkpoint), &plugin).unwrap_or_else(|e| panic!("{e}"))
+    }
+
     /// A checkpoint with a fresh adapter, `(plugin, configuration)`, if one is given.
     #[track_caller]
     pub fn open(&self, checkpoint: &Path, adapter: Option<(&str, Value)>) -> Loaded {
-        let checkpoint = Arc::new(Checkpoint::open(checkpoint).expect("the checkpoint opens"));
-        let plugin = self.model_plugin(&checkpoint);
-        let mut model = AdaptedModel::open(checkpoint, &plugin).unwrap_or_else(|e| panic!("{e}"));
+        let checkpoint = Checkpoint::open(checkpoint).expect("the checkpoint opens");
+        self.load(self.model(checkpoint), adapter)
+    }
+
+    /// The same, with its linear layers rounded while they are loaded.
+    #[track_caller]
+    pub fn open_rounded(&self, checkpoint: &Path, quantization: Quantization, adapter: Option<(&str, Value)>) -> Loaded {
+        let mut model = self.model(Checkpoint::open(checkpoint).expect("the checkpoint opens"));
+        model.quantize(quantization).unwrap_or_else(|e| panic!("{e}"));
+        self.load(model, adapter)
+    }
+
+    #[track_caller]
+    fn load(&self, mut model: AdaptedModel, adapter: Option<(&str, Value)>) -> Loaded {
         if let Some((tuner, config)) = adapter {
             model.adapt(&self.plugin(tuner), &config.to_string()).expect("the model is adapted");
         }

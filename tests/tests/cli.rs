@@ -105,6 +105,15 @@ fn flags_are_checked() {
     cases.push((sft("--eval_steps 5"), vec!["--eval_steps", "no effect"]));
     cases.push((sft("--val_dataset rows.jsonl --split_dataset_ratio 0.5"), vec!["--split_dataset_ratio", "no effect"]));
     cases.push(("export --model swift-tiny --out folder --quant f16".into(), vec!["--quant"]));
+    cases.push((sft("--quant_bits 4"), vec!["--quant_bits", "no effect", "--quant_method bnb"]));
+    cases.push((sft("--tuner_type full --quant_method bnb --quant_bits 4"), vec!["--quant_method", "no effect", "full"]));
+    // Not there, or not for this model.
+    cases.push((sft("--quant_method bnb"), vec!["--quant_bits 4"]));
+    cases.push((sft("--quant_method bnb --quant_bits 8"), vec!["--quant_bits 8", "known is 4"]));
+    cases.push((sft("--quant_method hqq --quant_bits 4"), vec!["hqq", "bnb"]));
+    cases.push((sft("--quant_method bnb --quant_bits 4 --bnb_4bit_quant_type fp4"), vec!["fp4", "nf4"]));
+    cases.push((sft("--quant_method bnb --quant_bits 4"), vec!["rows of 352 values", "64"]));
+    cases.push(("infer --model swift-tiny --prompt hi --bnb_4bit_use_double_quant false".into(), vec!["no effect"]));
     // Out of range, or no such name.
     cases.push((sft("--lora_rank 0"), vec!["`r` is 0"]));
     cases.push((sft("--tuner_config [1]"), vec!["--tuner_config"]));

@@ -1,6 +1,7 @@
 //! The command line as typed. Flags carry ms-swift's names; `--lora-rank` and `--lora_rank` are the same flag.
 
 mod generation;
+mod quantization;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 pub(crate) use generation::{
     BenchArgs, BenchCommand, BenchKernelsArgs, ComputeArgs, EmbedArgs, InferArgs, ModelArgs, PerplexityArgs,
 };
+pub(crate) use quantization::QuantizationArgs;
 
 /// Fine-tunes, aligns, evaluates and serves large models; every method is a sandboxed WebAssembly plugin.
 #[derive(Debug, Parser)]
@@ -129,6 +131,8 @@ pub(crate) struct TrainArgs {
     /// Model plugin [default: by the model's architecture].
     #[arg(long, help_heading = "Model", value_name = "PLUGIN")]
     pub(crate) model_plugin: Option<String>,
+    #[command(flatten)]
+    pub(crate) quantization: QuantizationArgs,
 
     /// Tuner plugin: `lora`, `dora`, `full`, or a path [default: lora].
     #[arg(long, help_heading = "Tuner", alias = "train_type", alias = "sft_type", value_name = "PLUGIN")]

@@ -55,6 +55,17 @@ pub(crate) fn resolve(kind: Kind, args: &TrainArgs, environment: &Environment, c
     let tuner_type = tuner_of(kind, args)?;
     let tuner = environment.plugin(&tuner_type)?;
     let full = matches!(tuner_type.as_str(), "full");
+    let quantization = args.quantization.resolve()?;
+    if quantization.quant_method.is_some() {
+        if full {
+            bail!(
+                "`--quant_method` has no effect on the tuner `full`, which trains the weights themselves\nhint: `--tuner_type lora`"
+            );
+        }
+        if matches!(kind, Kind::Pt { from_scratch: true }) {
+            bail!("`--quant_method` has no effect with `--from_scratch`, which loads no weights");
+        }
+    }
     let batch = args.per_device_train_batch_size.unwrap_or(1);
     let context = checkpoint.config()["max_position_embeddings"].as_u64().unwrap_or(u64::MAX) as usize;
     let save_strategy = strategy("save_strategy", args.save_strategy.as_deref(), Strategy::Steps)?;
@@ -86,6 +97,10 @@ pub(crate) fn resolve(kind: Kind, args: &TrainArgs, environment: &Environment, c
             Some(plugin) => plugin.clone(),
             None => environment.model_plugin_of(checkpoint)?,
         },
+        quant_method: quantization.quant_method,
+        quant_bits: quantization.quant_bits,
+        bnb_4bit_quant_type: quantization.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant: quantization.bnb_4bit_use_double_quant,
         from_scratch: matches!(kind, Kind::Pt { from_scratch: true }),
         tuner_config: tuner_config(args, typed, &tuner)?,
         tuner_type,

@@ -98,6 +98,17 @@ pub fn decode(format: Format, bytes: &[u8]) -> Vec<f32> {
     out
 }
 
+/// Blocks of a format that hold `values`, which are whole blocks; the rounding is that of the format's reference.
+///
+/// # Panics
+/// When they are not.
+#[track_caller]
+pub fn encode(format: Format, values: &[f32]) -> Vec<u8> {
+    let mut out = vec![0; format.row_bytes(values.len())];
+    quant::quantize(format, values, &mut out);
+    out
+}
+
 /// What a stored tensor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {

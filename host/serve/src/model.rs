@@ -33,6 +33,8 @@ pub struct AdaptedModel {
     /// Linear and embedding sites in trace order, then one site per parameter that no call site covers.
     pub(crate) sites: Vec<SiteInfo>,
     pub(crate) adapter: Option<Adapter>,
+    /// What is rounded while it is loaded.
+    pub(crate) quantization: Option<crate::quantize::Plan>,
 }
 
 impl AdaptedModel {
@@ -46,7 +48,7 @@ impl AdaptedModel {
         let plan = guest.plan(&config)?;
         let traced = guest.trace(&config, &plan, Mode::Train)?;
         let sites = list_sites(&traced.graph, &plan, &checkpoint);
-        Ok(AdaptedModel { checkpoint, config, guest, plan, sites, adapter: None })
+        Ok(AdaptedModel { checkpoint, config, guest, plan, sites, adapter: None, quantization: None })
     }
 
     /// Chooses the adapter method; `config` is the tuner's own configuration.
@@ -348,7 +350,5 @@ fn list_sites(g: &Graph, plan: &ModelPlan, checkpoint: &Checkpoint) -> Vec<SiteI
 }
 
 fn is_quantised(plan: &ModelPlan, checkpoint: &Checkpoint, param: &str) -> bool {
-    crate::weights::source_of(plan, param)
-        .and_then(|tensor| checkpoint.tensor(tensor).ok())
-        .is_some_and(|view| view.format.is_quantized())
+    crate::weights::source_of(plan, param).is_some_and(|tensor| checkpoint.is_quantized(tensor))
 }

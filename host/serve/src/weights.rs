@@ -119,7 +119,7 @@ fn unsupported(recipe: &Recipe) -> ServeError {
 
 impl AdaptedModel {
     /// Puts every parameter into `store`: base weights in the checkpoint's own format without a copy, except those that are trained,
-    /// which become f32; the adapter's from their declared distributions, keyed by (seed, name).
+    /// which become f32, and those that [`AdaptedModel::quantize`] rounds; the adapter's from their declared distributions, keyed by (seed, name).
     ///
     /// # Errors
     /// When a tensor is missing or has another shape than the plugin declares.
@@ -171,6 +171,9 @@ impl AdaptedModel {
         if trained || view.shape.len() < 2 {
             store.insert_f32(&decl.name, view.shape.clone(), floats(&view))?;
             return Ok(());
+        }
+        if self.is_rounded(&decl.name) {
+            return self.insert_rounded(store, &decl.name, view.shape.clone(), &floats(&view));
         }
         let (checkpoint, recipe, range) = (self.checkpoint.clone(), recipe.clone(), 0..view.data.len());
         let owner: Arc<dyn Owner> = match view.data {

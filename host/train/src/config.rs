@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use swift_serve::Quantization;
 
 use crate::Schedule;
 
@@ -29,6 +30,18 @@ pub struct TrainConfig {
     pub model: String,
     /// Model plugin: a path or a bundled name.
     pub model_plugin: String,
+    /// Quantization of the base while it is loaded: `bnb`, or none.
+    #[serde(default)]
+    pub quant_method: Option<String>,
+    /// Bits of a quantized weight.
+    #[serde(default)]
+    pub quant_bits: Option<u32>,
+    /// Levels of 4 bits: `nf4`.
+    #[serde(default)]
+    pub bnb_4bit_quant_type: Option<String>,
+    /// Whether scales are rounded to 8 bits.
+    #[serde(default)]
+    pub bnb_4bit_use_double_quant: Option<bool>,
     /// Start from the model plugin's declared distributions instead of the checkpoint's weights.
     pub from_scratch: bool,
     /// Tuner plugin: a path or a bundled name.
@@ -118,4 +131,12 @@ pub struct TrainConfig {
     pub resume_from_checkpoint: Option<PathBuf>,
     /// CPU threads.
     pub threads: usize,
+}
+
+impl TrainConfig {
+    /// How the base is quantized while it is loaded.
+    pub fn quantization(&self) -> Option<Quantization> {
+        let double = self.bnb_4bit_use_double_quant.unwrap_or(false);
+        self.quant_method.as_ref().map(|_| Quantization { double })
+    }
 }

@@ -77,6 +77,9 @@ impl Run {
         let optimizer = load(&config.optimizer)?;
         let text = text_of(&checkpoint)?;
         let mut model = AdaptedModel::open(checkpoint, &model_plugin)?;
+        if let Some(quantization) = config.quantization() {
+            model.quantize(quantization)?;
+        }
         model.adapt(&tuner, &config.tuner_config.to_string())?;
         let mut loss = loss.loss()?;
         let loss_config = config.loss_config.to_string();

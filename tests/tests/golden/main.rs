@@ -1,5 +1,6 @@
 //! Against numbers that other software computed; `golden/README.md` says which and how.
 
 mod families;
+mod nf4;
 mod quantized;
 mod smollm2;

@@ -6,6 +6,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use swift_runtime::Precision;
 use swift_serve::CacheType;
 
+use super::QuantizationArgs;
+
 /// Which model.
 #[derive(Clone, Debug, Default, Args)]
 #[command(rename_all = "snake_case")]
@@ -22,6 +24,8 @@ pub(crate) struct ModelArgs {
     /// Tuner plugin of the adapter [default: by its configuration].
     #[arg(long, help_heading = "Model", value_name = "PLUGIN")]
     pub(crate) tuner_type: Option<String>,
+    #[command(flatten)]
+    pub(crate) quantization: QuantizationArgs,
 }
 
 /// How answers are computed.

@@ -153,6 +153,7 @@ fn first_token(environment: &Environment, args: &BenchArgs) -> Result<f64> {
         for (flag, value) in texts.into_iter().filter_map(|(f, v)| Some((f, v.as_ref()?))) {
             command.arg(flag).arg(value);
         }
+        command.args(args.model.quantization.as_typed());
         if let Some(adapters) = &args.model.adapters {
             command.arg("--adapters").arg(adapters);
         }

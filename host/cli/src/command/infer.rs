@@ -12,7 +12,7 @@ use swift_runtime::{Device, Store};
 use swift_serve::{AdaptedModel, Engine, EngineOptions, Request, Sampling};
 use swift_train::{Text, text_of};
 
-use crate::args::{ComputeArgs, InferArgs, ModelArgs};
+use crate::args::{ComputeArgs, InferArgs, ModelArgs, QuantizationArgs};
 use crate::command::{chat, infer_dataset};
 use crate::embedded;
 use crate::environment::Environment;
@@ -42,6 +42,10 @@ pub(crate) fn open(environment: &Environment, device: &dyn Device, args: &ModelA
         None => environment.model_plugin_of(&checkpoint)?,
     };
     let mut opened = AdaptedModel::open(checkpoint, &environment.plugin(&plugin)?)?;
+    let recorded = adapter.as_ref().map(|adapter| &adapter.quantization).filter(|_| args.quantization.as_typed().is_empty());
+    if let Some(quantization) = recorded.unwrap_or(&args.quantization).quantization()? {
+        opened.quantize(quantization)?;
+    }
     let mut store = device.store();
     match &adapter {
         None => opened.load(&mut store, 0)?,
@@ -67,6 +71,8 @@ struct AdapterSource {
     tuner: String,
     config: Value,
     base: Option<String>,
+    /// How the base was quantized when the adapter was trained.
+    quantization: QuantizationArgs,
 }
 
 impl AdapterSource {
@@ -81,6 +87,7 @@ impl AdapterSource {
                 tuner: name.into(),
                 config: args["tuner_config"].clone(),
                 base: args["model"].as_str().map(str::to_string),
+                quantization: QuantizationArgs::recorded(&args),
             });
         }
         let path = folder.join(swift_formats::ADAPTER_CONFIG);
@@ -109,7 +116,8 @@ impl AdapterSource {
             "use_rslora": peft["use_rslora"].as_bool().unwrap_or(false),
         });
         let base = peft["base_model_name_or_path"].as_str().filter(|b| Path::new(b).exists() || *b == embedded::MODEL_NAME);
-        Ok(AdapterSource { tuner: name.into(), config, base: base.map(str::to_string) })
+        let quantization = QuantizationArgs::default();
+        Ok(AdapterSource { tuner: name.into(), config, base: base.map(str::to_string), quantization })
     }
 }
 

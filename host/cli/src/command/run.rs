@@ -26,7 +26,12 @@ pub(crate) fn run(environment: &Environment, args: &RunArgs) -> Result<ExitCode>
         Job::Answer { model_plugin } => infer::infer(
             environment,
             &InferArgs {
-                model: ModelArgs { model: args.train.model.clone(), model_plugin: Some(model_plugin), ..ModelArgs::default() },
+                model: ModelArgs {
+                    model: args.train.model.clone(),
+                    model_plugin: Some(model_plugin),
+                    quantization: args.train.quantization.clone(),
+                    ..ModelArgs::default()
+                },
                 prompt: args.prompt.clone(),
                 system: args.train.system.clone(),
                 max_new_tokens: Some(64),
