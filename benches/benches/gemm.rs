@@ -6,11 +6,14 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use gemm::Parallelism;
-use swift_benches::fastest;
+use half::bf16;
+use swift_benches::median;
+use swift_kernels::ceiling::Ceilings;
+use swift_kernels::elementwise::Unary;
 use swift_kernels::format::{Format, Weight};
-use swift_kernels::gemm::{MatRef, gemm as swift_gemm};
+use swift_kernels::gemm::{Addend, Factor, Fused, MatRef, Output, Packed, gemm as swift_gemm, gemm_fused};
 use swift_kernels::linear::{linear, linear_dx};
-use swift_kernels::pool::Pool;
+use swift_kernels::pool::{Disjoint, Pool};
 use swift_kernels::quant::quantize;
 
 const BUDGET: Duration = Duration::from_millis(300);
@@ -35,14 +38,14 @@ fn main() {
     let pool = &bench.pool;
     println!("{} threads, {}", pool.threads(), pool.isa());
     println!("{:40} {:>9} {:>9} {:>9}", "", "us", "GFLOP/s", "gemm");
-    let peak = multiply_add_peak(pool.threads());
-    report(&format!("peak of FMA, {} threads", pool.threads()), 1.0, peak, None);
+    report("ceiling of multiply-adds", 1.0, Ceilings::measure(pool).flops, None);
     for size in [64, 128, 256, 512, 1024, 2048] {
         bench.product("square", [size, size, size], [false, false]);
     }
     for [m, n, k] in [[1024, 49152, 576], [512, 1536, 576], [512, 576, 1536], [1024, 4864, 896]] {
         bench.product("x W^T", [m, n, k], [false, true]);
     }
+    bench.fused([1024, 1536, 576]);
     bench.product("nt", [1024, 1536, 576], [false, true]);
     bench.product("nn", [1024, 576, 1536], [false, false]);
     bench.product("tn", [576, 1536, 1024], [true, false]);
@@ -65,39 +68,6 @@ fn main() {
             bench.decode(Format::Q4_1, m, n, k);
         }
     }
-}
-
-/// Operations a second of multiply-adds on registers with 256-bit vectors, all threads together; what AVX2 products cannot
-/// exceed. Zero where the processor has none.
-fn multiply_add_peak(threads: usize) -> f64 {
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("fma") {
-        const ROUNDS: usize = 20_000_000;
-        const CHAINS: usize = 12;
-        #[target_feature(enable = "avx2,fma")]
-        fn chains() -> f32 {
-            use std::arch::x86_64::*;
-            let (factor, term) = (_mm256_set1_ps(black_box(1.000_000_1)), _mm256_set1_ps(black_box(1e-9)));
-            let mut sums: [__m256; CHAINS] = std::array::from_fn(|i| _mm256_set1_ps(i as f32));
-            for _ in 0..ROUNDS {
-                for sum in &mut sums {
-                    *sum = _mm256_fmadd_ps(*sum, factor, term);
-                }
-            }
-            sums.into_iter().map(|sum| _mm256_cvtss_f32(sum)).sum()
-        }
-        let seconds = fastest(BUDGET, || {
-            std::thread::scope(|scope| {
-                for _ in 0..threads {
-                    // SAFETY: FMA was detected above, and every such processor has AVX2.
-                    scope.spawn(|| black_box(unsafe { chains() }));
-                }
-            });
-        });
-        return (threads * ROUNDS * CHAINS * 16) as f64 / seconds;
-    }
-    let _ = threads;
-    0.0
 }
 
 fn report(name: &str, seconds: f64, flops: f64, baseline: Option<f64>) {
@@ -127,27 +97,29 @@ impl Bench {
         let (a, b, mut c) = (values(m * k), values(k * n), vec![0.0; m * n]);
         let left = if transposed[0] { MatRef::new(&a, m).transposed() } else { MatRef::new(&a, k) };
         let right = if transposed[1] { MatRef::new(&b, k).transposed() } else { MatRef::new(&b, n) };
-        let ours = fastest(BUDGET, || {
+        let ours = median(BUDGET, || {
             swift_gemm(pool, m, n, k, 1.0, left, right, black_box(&mut c), n, 0.0);
         });
-        // The `gemm` crate is built without its thread pool, so it is a baseline for one thread.
-        let baseline = (pool.threads() == 1).then(|| {
-            fastest(BUDGET, || {
-                let c = black_box(&mut c);
-                // SAFETY: strides and sizes are those of the vectors above.
+        // The `gemm` crate is built without a thread pool of its own: ours gives each thread equally many columns.
+        let baseline = median(BUDGET, || {
+            let c = Disjoint::new(black_box(&mut c));
+            let cols = n.div_ceil(pool.threads());
+            pool.run(n.div_ceil(cols), &|task| {
+                let j = task * cols;
+                // SAFETY: strides and sizes are those of the vectors above; tasks have columns of their own.
                 unsafe {
                     gemm::gemm(
                         m,
-                        n,
+                        cols.min(n - j),
                         k,
-                        c.as_mut_ptr(),
+                        c.as_mut_ptr().add(j),
                         1,
                         n as isize,
                         false,
                         left.data.as_ptr(),
                         left.col_stride as isize,
                         left.row_stride as isize,
-                        right.data.as_ptr(),
+                        right.data.as_ptr().add(j * right.col_stride),
                         right.col_stride as isize,
                         right.row_stride as isize,
                         0.0,
@@ -158,9 +130,34 @@ impl Bench {
                         Parallelism::None,
                     );
                 }
-            })
+            });
         });
-        report(&name, ours, 2.0 * (m * n * k) as f64, baseline);
+        report(&name, ours, 2.0 * (m * n * k) as f64, Some(baseline));
+    }
+
+    /// `x W^T` with weights as halves and packed before, and with what an epilogue can do.
+    fn fused(&self, [m, n, k]: [usize; 3]) {
+        let pool = &self.pool;
+        let (x, w, bias, mut y) = (values(m * k), values(n * k), values(n), vec![0.0; m * n]);
+        let halves: Vec<bf16> = w.iter().map(|&w| bf16::from_f32(w)).collect();
+        let (floats, halves) = (MatRef::new(&w, k).transposed(), MatRef::new(&halves, k).transposed());
+        let packed = Packed::new(pool, k, n, floats);
+        let cases: [(&str, Factor<'_>, Option<Unary>); 4] = [
+            ("bf16", Factor::Matrix { b: halves.into(), k, n }, None),
+            ("packed", Factor::Packed(&packed), None),
+            ("silu", Factor::Matrix { b: floats.into(), k, n }, Some(Unary::Silu)),
+            ("gelu", Factor::Matrix { b: floats.into(), k, n }, Some(Unary::GeluErf)),
+        ];
+        for (name, b, activation) in cases {
+            let name = format!("fused {name} {m}x{n}x{k}");
+            if !name.contains(&self.filter) {
+                continue;
+            }
+            let a = MatRef::new(&x, k).into();
+            let product = Fused { m, a, b, alpha: 1.0, bias: Some(&bias), activation, addend: Addend::None };
+            let seconds = median(BUDGET, || gemm_fused(pool, &product, Output::F32(black_box(&mut y)), n));
+            report(&name, seconds, 2.0 * (m * n * k) as f64, None);
+        }
     }
 
     fn layer(&self, format: Format, m: usize, n: usize, k: usize) {
@@ -172,9 +169,9 @@ impl Bench {
         let w = Weight::new(format, n, k, &bytes);
         let (mut x, mut y) = (values(m * k), values(m * n));
         let flops = 2.0 * (m * n * k) as f64;
-        let forward = fastest(BUDGET, || linear(pool, m, 1.0, &x, &w, None, black_box(&mut y), 0.0));
+        let forward = median(BUDGET, || linear(pool, m, 1.0, &x, &w, None, black_box(&mut y), 0.0));
         report(&format!("linear {format:?} {m}x{n}x{k}"), forward, flops, None);
-        let backward = fastest(BUDGET, || linear_dx(pool, m, 1.0, &y, &w, black_box(&mut x), 0.0));
+        let backward = median(BUDGET, || linear_dx(pool, m, 1.0, &y, &w, black_box(&mut x), 0.0));
         report(&format!("linear_dx {format:?} {m}x{k}x{n}"), backward, flops, None);
     }
 
@@ -188,7 +185,7 @@ impl Bench {
         let bytes = encoded(format, n, k);
         let w = Weight::new(format, n, k, &bytes);
         let (x, mut y) = (values(m * k), vec![0.0; m * n]);
-        let seconds = fastest(BUDGET, || linear(pool, m, 1.0, &x, &w, None, black_box(&mut y), 0.0));
+        let seconds = median(BUDGET, || linear(pool, m, 1.0, &x, &w, None, black_box(&mut y), 0.0));
         println!(
             "{:40} {:9.1} {:9.1} {:9.1} GB/s",
             name,

@@ -17,3 +17,17 @@ pub fn fastest(budget: Duration, mut body: impl FnMut()) -> f64 {
     }
     best
 }
+
+/// Seconds of the median run of `body`, repeated for at least `budget` after one run that warms up.
+pub fn median(budget: Duration, mut body: impl FnMut()) -> f64 {
+    body();
+    let start = Instant::now();
+    let mut runs = Vec::new();
+    while runs.len() < 3 || start.elapsed() < budget {
+        let run = Instant::now();
+        body();
+        runs.push(run.elapsed().as_secs_f64());
+    }
+    runs.sort_by(f64::total_cmp);
+    runs[runs.len() / 2]
+}

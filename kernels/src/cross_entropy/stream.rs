@@ -315,6 +315,7 @@ impl<'a, const H: usize> Stream<'a, H> {
                 cols,
                 k,
                 a: a.as_mut_ptr(),
+                a_stride: 0,
                 b: b.as_mut_ptr(),
                 b_stride: self.kernels.nr,
                 c: c.as_mut_ptr(),

@@ -266,6 +266,12 @@ impl Run<'_> {
     }
 }
 
+/// `x[i] = op(x[i])` on the calling thread, for kernels that do it while `x` is in cache.
+pub(crate) fn apply(isa: Isa, op: Unary, x: &mut [f32]) {
+    // SAFETY: both are the same slice; the pool of the caller vouches for the instruction set.
+    unsafe { unary(isa, op, x.as_ptr(), x.as_mut_ptr(), x.len()) };
+}
+
 /// # Safety
 /// `x` is readable and `out` writable for `len` floats; they are equal or do not overlap.
 unsafe fn unary(isa: Isa, op: Unary, x: *const f32, out: *mut f32, len: usize) {

@@ -8,21 +8,25 @@ use std::arch::x86_64::*;
 
 use super::kernel::{DOTS, Kernels, Tile, Transpose};
 
-pub(crate) static KERNELS: Kernels = Kernels { mr: MR, nr: 2 * LANES, tile, transpose, dots };
+pub(crate) static KERNELS: Kernels = Kernels { mr: MR, nr: 2 * LANES, kc: 1024, strip: 1 << 18, tile, transpose, dots };
 
 const MR: usize = 14;
 const LANES: usize = 16;
 
 type TileFn = unsafe fn(&Tile);
 
-/// Kernels for 1 to 14 rows; by columns: at most 16, less than 32, exactly 32.
-static TILES: [[TileFn; 3]; MR] = {
+/// Kernels for packed and for unpacked `a`, for 1 to 14 rows; by columns: at most 16, less than 32, exactly 32.
+static TILES: [[[TileFn; 3]; MR]; 2] = {
     macro_rules! rows {
-        ($($rows:literal)*) => {
-            [$([tile_of::<$rows, 1, true>, tile_of::<$rows, 2, true>, tile_of::<$rows, 2, false>]),*]
+        ($packed:literal, $($rows:literal)*) => {
+            [$([
+                tile_of::<$packed, $rows, 1, true>,
+                tile_of::<$packed, $rows, 2, true>,
+                tile_of::<$packed, $rows, 2, false>,
+            ]),*]
         };
     }
-    rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+    [rows!(true, 1 2 3 4 5 6 7 8 9 10 11 12 13 14), rows!(false, 1 2 3 4 5 6 7 8 9 10 11 12 13 14)]
 };
 
 /// # Safety
@@ -30,7 +34,7 @@ static TILES: [[TileFn; 3]; MR] = {
 unsafe fn tile(t: &Tile) {
     let width = usize::from(t.cols > LANES) + usize::from(t.cols == 2 * LANES);
     // SAFETY: the table's kernel has the same contract.
-    unsafe { TILES[t.rows - 1][width](t) }
+    unsafe { TILES[usize::from(t.a_stride > 0)][t.rows - 1][width](t) }
 }
 
 /// The lowest `lanes` lanes.
@@ -39,17 +43,18 @@ fn mask(lanes: usize) -> __mmask16 {
 }
 
 /// # Safety
-/// See [`Kernels`]; `rows == ROWS`, and `cols` fits `VECS` vectors, exactly unless `MASKED`.
+/// See [`Kernels`]; `rows == ROWS`, `cols` fits `VECS` vectors, exactly unless `MASKED`, and `a` is `PACKED` or not.
 #[target_feature(enable = "avx512f")]
 #[expect(clippy::needless_range_loop, reason = "constant trip counts, unrolled into registers")]
-unsafe fn tile_of<const ROWS: usize, const VECS: usize, const MASKED: bool>(t: &Tile) {
+unsafe fn tile_of<const PACKED: bool, const ROWS: usize, const VECS: usize, const MASKED: bool>(t: &Tile) {
     let mut masks = [0; VECS];
     for (v, lanes) in masks.iter_mut().enumerate() {
         *lanes = mask(t.cols.saturating_sub(v * LANES));
     }
     let (mut a, mut b) = (t.a, t.b);
+    let rows: [*const f32; ROWS] = std::array::from_fn(|r| t.a.wrapping_add(r * t.a_stride));
     let mut acc = [[_mm512_setzero_ps(); VECS]; ROWS];
-    // SAFETY: `a` holds `k * ROWS` values, `b` has `k` rows of `cols` values and `c`
+    // SAFETY: `a` holds `k` values for each of `ROWS`, `b` has `k` rows of `cols` values and `c`
     // has `ROWS` of them; lanes beyond `cols` are masked off. Prefetches may miss.
     unsafe {
         for r in 0..ROWS {
@@ -57,7 +62,7 @@ unsafe fn tile_of<const ROWS: usize, const VECS: usize, const MASKED: bool>(t: &
                 _mm_prefetch::<_MM_HINT_T0>(t.c.add(r * t.ldc + v * LANES).cast());
             }
         }
-        for _ in 0..t.k {
+        for p in 0..t.k {
             let mut row = [_mm512_setzero_ps(); VECS];
             for v in 0..VECS {
                 row[v] = if MASKED {
@@ -67,13 +72,18 @@ unsafe fn tile_of<const ROWS: usize, const VECS: usize, const MASKED: bool>(t: &
                 };
                 _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(8 * t.b_stride + v * LANES).cast());
             }
+            if PACKED {
+                _mm_prefetch::<_MM_HINT_T0>(a.wrapping_add(16 * ROWS).cast());
+            }
             for r in 0..ROWS {
-                let value = _mm512_set1_ps(*a.add(r));
+                let value = _mm512_set1_ps(if PACKED { *a.add(r) } else { *rows[r].add(p) });
                 for v in 0..VECS {
                     acc[r][v] = _mm512_fmadd_ps(value, row[v], acc[r][v]);
                 }
             }
-            a = a.add(ROWS);
+            if PACKED {
+                a = a.add(ROWS);
+            }
             b = b.wrapping_add(t.b_stride);
         }
         let alpha = _mm512_set1_ps(t.alpha);

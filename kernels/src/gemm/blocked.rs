@@ -1,42 +1,37 @@
-//! The general product: packed panels in three levels of cache blocks.
+//! The general product: columns of B in strips, each packed by the task that multiplies it.
 //!
 //! ```text
-//! for jc, pc, ic:    one run packs B[pc, jc] (first ic only) and A[ic, pc],
-//!                    one run computes rectangles of tiles of C[ic, jc]
+//! task = some rows of C, a strip of columns
+//!     for each pass over k:      pack B[pass, strip] into a share of L2
+//!         for tiles of rows:     A[tile, pass], in place or packed, goes through L1
+//!             for panels:        one register tile of C
 //! ```
 //!
-//! With few rows (at most [`FEW`]) a packed panel of B is used by one task only, so
-//! each task packs its own, multiplies it with all of A while it is in L2, and
-//! nothing waits in between (`strips`).
+//! A left operand whose rows are contiguous is read where it is: a tile broadcasts its values from 14 rows at once as fast as
+//! from a packed panel. Any other is packed by all threads first. The right operand is packed once for each block of rows that
+//! tasks divide C into, which is one block unless there are fewer panels than threads. Nothing waits in between, and what a task
+//! packs never leaves its core's cache.
 //!
-//! Otherwise all threads share both packed operands. A rectangle keeps its part of packed A
-//! in L2 while panels of B pass; one panel of B stays in L1 while tiles go down.
-//! Rejected: rectangles of all columns that pack their own rows of A, in memory that no other core
-//! touches. Packing no longer waits, but all of B passes each of them: 162 to 168 GFLOP/s against 164
-//! to 171 on two AVX2 cores.
+//! Rejected: packing both operands for all threads and sharing out rectangles of C. Every packed value then goes through memory
+//! to another core: 5% (2048 by 2048 by 2048) to 12% (512 by 576 by 1536) of the time went into packing, against 2% to 4%.
 //!
-//! `k` is cut at multiples of [`KC`] that depend on nothing but `k`, so the order
-//! of additions is a function of the shape alone.
+//! `k` is cut into equal passes that depend on nothing but `k` and the instruction set, so the order of additions is a function of
+//! the shape alone.
 
-use super::MatRef;
+use super::finish::Finish;
 use super::kernel::{Epilogue, Kernels, Tile, kernels};
-use super::pack::{COLUMNS, GROUP, Panels, Part, pack_a};
+use super::operand::{MatRef, Source};
+use super::pack::{GROUP, Panels, Part, pack_left};
+use super::packed::Packed;
 use super::scratch::with_scratch;
 use crate::lora::Second;
 use crate::pool::{Disjoint, Pool};
 
-/// Most values of `k` per pass: a panel of B (48 KiB) lives between L1 and L2, and
-/// each pass touches C once per this many multiply-adds.
-const KC: usize = 384;
+/// Values of the left operand that are packed at a time, 8 MiB: a share of any server's L3.
+const PACKED: usize = 1 << 21;
 
-/// Values of packed A and of packed B, each 4 MiB: a share of any server's L3.
-const PACKED: usize = 1 << 20;
-
-/// Values of packed A in one rectangle: half of a 512 KiB L2, the smallest in use.
-const RECTANGLE: usize = 1 << 16;
-
-/// Most rows for which columns are packed and used by the same task.
-const FEW: usize = 96;
+/// Most values of `k` for which the left operand is packed at a time.
+const PACKED_K: usize = 4096;
 
 /// Products of fewer multiply-adds run on the caller's thread alone.
 const SMALL: usize = 1 << 16;
@@ -63,16 +58,32 @@ pub(crate) fn run(pool: &Pool, small: bool, tasks: usize, body: &(dyn Fn(usize) 
     if small { (0..tasks).for_each(body) } else { pool.run(tasks, body) }
 }
 
-/// Part `index` of `parts` nearly equal parts of `len`.
+/// Part `index` of `parts` nearly equal parts of `len`; larger ones come first.
 fn part_of(len: usize, parts: usize, index: usize) -> (usize, usize) {
-    let start = len * index / parts;
-    (start, len * (index + 1) / parts - start)
+    let (size, larger) = (len / parts, len % parts);
+    (index * size + index.min(larger), size + usize::from(index < larger))
 }
 
 /// Length of the blocks when `len` is cut evenly into blocks of at most `most`.
-fn even_block(len: usize, most: usize, unit: usize) -> usize {
+pub(super) fn even_block(len: usize, most: usize, unit: usize) -> usize {
     let blocks = len.div_ceil(most);
     len.div_ceil(blocks).next_multiple_of(unit)
+}
+
+/// The right operand: a source that tasks pack, or panels packed before.
+#[derive(Clone, Copy)]
+pub(crate) enum Right<'a> {
+    Panels(Panels<'a>),
+    Packed(&'a Packed),
+}
+
+/// Where sums go.
+#[derive(Clone, Copy)]
+pub(crate) enum Out<'a> {
+    /// To the output, `ldc` apart.
+    Plain(Disjoint<'a, f32>, usize),
+    /// Through what finishes them.
+    Finished(&'a Finish<'a>),
 }
 
 /// `c = alpha a b + bias + beta c` for non-empty sizes; operands and `c` have been checked.
@@ -85,7 +96,7 @@ pub(crate) fn blocked(
     ldc: usize,
     epilogue: Epilogue<'_>,
 ) {
-    blocked_with(pool, sizes, a, b, c, ldc, epilogue, None);
+    product(pool, sizes, Source::Floats(*a), Right::Panels(*b), Out::Plain(c, ldc), epilogue);
 }
 
 /// [`blocked`], with another product that adds to each tile of the output.
@@ -98,179 +109,256 @@ pub(crate) fn blocked_with(
     c: Disjoint<'_, f32>,
     ldc: usize,
     epilogue: Epilogue<'_>,
-    second: Option<&Second<'_>>,
+    second: &Second<'_>,
+) {
+    products(pool, sizes, Source::Floats(*a), Right::Panels(*b), Out::Plain(c, ldc), (epilogue, Some(second)));
+}
+
+/// [`blocked`] for operands and outputs of all kinds.
+pub(crate) fn product(pool: &Pool, sizes: Sizes, a: Source<'_>, b: Right<'_>, out: Out<'_>, epilogue: Epilogue<'_>) {
+    products(pool, sizes, a, b, out, (epilogue, None));
+}
+
+fn products(
+    pool: &Pool,
+    sizes: Sizes,
+    a: Source<'_>,
+    b: Right<'_>,
+    out: Out<'_>,
+    (epilogue, second): (Epilogue<'_>, Option<&Second<'_>>),
 ) {
     let kernels = kernels(pool.isa());
     let Sizes { m, n, k } = sizes;
     let small = sizes.is_small();
-    let (unit_k, unit_n) = b.units();
-    let kc = even_block(k, KC, unit_k);
-    if m <= FEW {
-        return strips(pool, kernels, sizes, kc, (a, b), (c, ldc), (epilogue, second));
+    let kc = match &b {
+        Right::Panels(b) => even_block(k, kernels.kc, b.units().0),
+        Right::Packed(b) => b.kc(),
+    };
+    let grid = Grid::new(pool.threads(), kernels, &b, sizes, kc);
+    let walk = Walk { kernels, n, k, kc, grid, b, out, epilogue, second };
+    if let Source::Floats(rows) = a
+        && rows.col_stride == 1
+        && rows.row_stride > 0
+    {
+        let block = Block { walk: &walk, left: Left::Rows(rows), rows: (0, m), ks: (0, k) };
+        return run(pool, small, grid.rows * grid.strips, &|task| block.task(task));
     }
-    let nc = even_block(n, PACKED / kc, unit_n);
-    let mc = even_block(m, PACKED / kc, kernels.mr);
-    with_scratch(kc * (nc + mc), |scratch| {
-        let (packed_b, packed_a) = scratch.split_at_mut(kc * nc);
-        for j0 in (0..n).step_by(nc) {
-            for k0 in (0..k).step_by(kc) {
-                let part = Part { k0, k: kc.min(k - k0), j0, cols: nc.min(n - j0) };
-                for i0 in (0..m).step_by(mc) {
-                    let rows = (i0, mc.min(m - i0));
-                    let packed_b = Disjoint::new(&mut *packed_b);
-                    let packed_a = Disjoint::new(&mut *packed_a);
-                    let block = Block { kernels, part, rows, packed_a, packed_b, second };
-                    block.pack(pool, small, a, (i0 == 0).then_some(b));
-                    block.compute(pool, small, c, ldc, epilogue.pass(k0 == 0));
-                }
+    // Sums that wait for their last pass do so within one task, which then has all of `k`.
+    let passes = if matches!(out, Out::Finished(_)) { k.div_ceil(kc) } else { (PACKED_K / kc).max(1) };
+    let deep = (passes * kc).min(k);
+    let high = even_block(m, (PACKED / deep).max(kernels.mr), kernels.mr);
+    with_scratch(high.min(m) * deep, |scratch| {
+        for i0 in (0..m).step_by(high) {
+            for k0 in (0..k).step_by(deep) {
+                let packed = Disjoint::new(&mut *scratch);
+                let rows = (i0, high.min(m - i0));
+                let block = Block { walk: &walk, left: Left::Packed(packed), rows, ks: (k0, deep.min(k - k0)) };
+                block.pack(pool, small, &a);
+                run(pool, small, grid.rows * grid.strips, &|task| block.task(task));
             }
         }
     });
 }
 
-/// The product with few rows: tasks pack and use columns of their own.
-fn strips(
-    pool: &Pool,
-    kernels: &Kernels,
-    sizes: Sizes,
-    kc: usize,
-    (a, b): (&MatRef<'_>, &Panels<'_>),
-    (c, ldc): (Disjoint<'_, f32>, usize),
-    (epilogue, second): (Epilogue<'_>, Option<&Second<'_>>),
-) {
-    let Sizes { m, n, k } = sizes;
-    let small = sizes.is_small();
-    let tiles = m.div_ceil(kernels.mr);
-    let passes = k.div_ceil(kc);
-    // Wide strips read better; narrow ones balance.
-    let wide = n >= 4 * COLUMNS * pool.threads();
-    let width = if wide { COLUMNS } else { GROUP }.max(b.units().1);
-    with_scratch(m * k, |packed_a| {
-        let packed_a = Disjoint::new(packed_a);
-        run(pool, small, passes * tiles, &|task| {
-            let (k0, tile) = (task / tiles * kc, task % tiles);
-            let len = kc.min(k - k0);
-            let (start, rows) = part_of(m, tiles, tile);
-            // SAFETY: each task has a tile of its own.
-            let out = unsafe { packed_a.slice(k0 * m + start * len, rows * len) };
-            pack_a(kernels, a, (start, rows), (k0, len), out);
-        });
-        run(pool, small, n.div_ceil(width), &|strip| {
-            let j0 = strip * width;
-            let part = Part { k0: 0, k: kc, j0, cols: width.min(n - j0) };
-            with_scratch(kc * part.cols.next_multiple_of(GROUP), |packed_b| {
-                for k0 in (0..k).step_by(kc) {
-                    let len = kc.min(k - k0);
-                    let part = Part { k0, k: len, ..part };
-                    b.pack(kernels, part, packed_b);
-                    let packed_a = packed_a.after(k0 * m);
-                    let packed_b = Disjoint::new(&mut *packed_b);
-                    let block = Block { kernels, part, rows: (0, m), packed_a, packed_b, second };
-                    let panels = part.cols.div_ceil(kernels.nr);
-                    block.tiles_of((0, panels), (0, tiles), c, ldc, epilogue.pass(k0 == 0));
-                }
-            });
-        });
-    });
+/// How C is divided among tasks.
+#[derive(Clone, Copy)]
+struct Grid {
+    /// Blocks of rows.
+    rows: usize,
+    /// Strips of columns.
+    strips: usize,
+    /// Units that strips consist of, in columns and in number.
+    unit: usize,
+    units: usize,
 }
 
-/// One block of C and the packed operands that update it.
-struct Block<'a> {
+impl Grid {
+    fn new(threads: usize, kernels: &Kernels, b: &Right<'_>, sizes: Sizes, kc: usize) -> Grid {
+        let unit = match b {
+            Right::Panels(b) => b.units().1.max(GROUP),
+            Right::Packed(_) => GROUP,
+        };
+        let units = sizes.n.div_ceil(unit);
+        let tiles = sizes.m.div_ceil(kernels.mr);
+        // As wide as fits, since A passes each strip, and equally many for each thread.
+        let widest = (kernels.strip / kc / unit).max(1);
+        let least = units.div_ceil(widest);
+        if units < 2 * threads {
+            let rows = (2 * threads).div_ceil(least).min(tiles);
+            return Grid { rows, strips: least, unit, units };
+        }
+        let each = (units / threads / 4).clamp(1, 4).max(least.div_ceil(threads));
+        Grid { rows: 1, strips: (each * threads).min(units), unit, units }
+    }
+}
+
+/// What all tasks of a product share.
+struct Walk<'a> {
     kernels: &'a Kernels,
-    part: Part,
-    rows: (usize, usize),
-    packed_a: Disjoint<'a, f32>,
-    packed_b: Disjoint<'a, f32>,
+    n: usize,
+    k: usize,
+    /// Most values of `k` per pass.
+    kc: usize,
+    grid: Grid,
+    b: Right<'a>,
+    out: Out<'a>,
+    epilogue: Epilogue<'a>,
+    /// What adds to each tile of a plain output, after the first pass over `k`.
     second: Option<&'a Second<'a>>,
 }
+
+/// The left operand of a block.
+#[derive(Clone, Copy)]
+enum Left<'a> {
+    /// In place; rows are contiguous.
+    Rows(MatRef<'a>),
+    /// Packed, pass by pass and tile by tile.
+    Packed(Disjoint<'a, f32>),
+}
+
+/// Rows of C, given by first and count like all ranges here, and the part of `k` that is added to them.
+struct Block<'a> {
+    walk: &'a Walk<'a>,
+    left: Left<'a>,
+    rows: (usize, usize),
+    ks: (usize, usize),
+}
+
+/// Where sums of one task are kept between passes: element `(i, j)` of C is at `i * stride + j` from `origin`.
+#[derive(Clone, Copy)]
+struct Sums {
+    origin: *mut f32,
+    stride: usize,
+}
+
+/// Floats of a tile of any instruction set, on their way through a [`Finish`].
+#[repr(align(64))]
+struct Stage([f32; 512]);
 
 impl Block<'_> {
     /// Row tiles; their heights differ by at most one, so none is nearly empty.
     fn tiles(&self) -> usize {
-        self.rows.1.div_ceil(self.kernels.mr)
+        self.rows.1.div_ceil(self.walk.kernels.mr)
     }
 
-    fn pack(&self, pool: &Pool, small: bool, a: &MatRef<'_>, b: Option<&Panels<'_>>) {
-        let part = self.part;
-        let columns = b.map_or(COLUMNS, |b| b.units().1.max(COLUMNS));
-        let groups = if b.is_some() { part.cols.div_ceil(columns) } else { 0 };
-        let tiles = self.tiles();
-        run(pool, small, groups + tiles.div_ceil(PACK_TILES), &|task| {
-            if let Some(b) = b
-                && task < groups
-            {
-                let first = task * columns;
-                let cols = columns.min(part.cols - first);
-                let padded = cols.next_multiple_of(GROUP);
-                // SAFETY: each task has its own columns.
-                let out = unsafe { self.packed_b.slice(first * part.k, padded * part.k) };
-                b.pack(self.kernels, Part { j0: part.j0 + first, cols, ..part }, out);
-                return;
-            }
-            let first = (task - groups) * PACK_TILES;
-            for tile in first..tiles.min(first + PACK_TILES) {
-                let (start, len) = part_of(self.rows.1, tiles, tile);
-                // SAFETY: each tile's rows are packed by one task.
-                let out = unsafe { self.packed_a.slice(start * part.k, len * part.k) };
-                pack_a(self.kernels, a, (self.rows.0 + start, len), (part.k0, part.k), out);
-            }
-        });
+    /// Passes over this part of `k`: first and count of each.
+    fn passes(&self) -> impl Iterator<Item = (usize, usize)> {
+        let ((first, len), kc) = (self.ks, self.walk.kc);
+        (first..first + len).step_by(kc).map(move |k0| (k0, kc.min(first + len - k0)))
     }
 
-    fn compute(&self, pool: &Pool, small: bool, c: Disjoint<'_, f32>, ldc: usize, epilogue: Epilogue<'_>) {
-        let part = self.part;
+    /// Packs the left operand.
+    fn pack(&self, pool: &Pool, small: bool, a: &Source<'_>) {
+        let Left::Packed(packed) = self.left else { return };
         let tiles = self.tiles();
-        let panels = part.cols.div_ceil(self.kernels.nr);
-        let high = tiles.div_ceil((RECTANGLE / part.k / self.kernels.mr).max(1));
-        // Enough rectangles to balance the threads, as long as there are panels to share.
-        // Equally many for each: 21 rectangles cost two threads 5% of a product.
-        let wide = (8 * pool.threads()).div_ceil(high).clamp(1, panels);
-        let wide = (wide..=panels).take(pool.threads()).find(|w| (high * w).is_multiple_of(pool.threads())).unwrap_or(wide);
-        run(pool, small, high * wide, &|task| {
-            let (tile0, tile_count) = part_of(tiles, high, task / wide);
-            let (panel0, panel_count) = part_of(panels, wide, task % wide);
-            self.tiles_of((panel0, panel_count), (tile0, tile_count), c, ldc, epilogue);
-        });
-    }
-
-    /// Computes a rectangle of tiles, given by first and count, panel by panel.
-    fn tiles_of(
-        &self,
-        (panel0, panel_count): (usize, usize),
-        (tile0, tile_count): (usize, usize),
-        c: Disjoint<'_, f32>,
-        ldc: usize,
-        epilogue: Epilogue<'_>,
-    ) {
-        let (part, nr) = (self.part, self.kernels.nr);
-        let tiles = self.tiles();
-        for panel in panel0..panel0 + panel_count {
-            let j = panel * nr;
-            let cols = nr.min(part.cols - j);
-            let bias = epilogue.bias.map(|bias| &bias[part.j0 + j..][..cols]);
-            for tile in tile0..tile0 + tile_count {
+        run(pool, small, tiles.div_ceil(PACK_TILES), &|task| {
+            for tile in task * PACK_TILES..tiles.min((task + 1) * PACK_TILES) {
                 let (start, rows) = part_of(self.rows.1, tiles, tile);
-                let at = (self.rows.0 + start) * ldc + part.j0 + j;
-                // SAFETY: both operands are packed, `c` was checked to hold the block,
-                // and no other task has this tile.
-                unsafe {
-                    (self.kernels.tile)(&Tile {
-                        rows,
-                        cols,
-                        k: part.k,
-                        a: self.packed_a.as_mut_ptr().add(start * part.k),
-                        b: self.packed_b.as_mut_ptr().add(j * part.k),
-                        b_stride: nr,
-                        c: c.as_mut_ptr().add(at),
-                        ldc,
-                        alpha: epilogue.alpha,
-                        beta: epilogue.beta,
-                        bias: bias.map_or(std::ptr::null(), <[f32]>::as_ptr),
-                    });
-                    if let (Some(second), 0) = (self.second, part.k0) {
-                        let (i, j) = (self.rows.0 + start, part.j0 + j);
-                        second.add(self.kernels, (i, rows), (j, cols), c.as_mut_ptr().add(at), ldc);
+                for (k0, k) in self.passes() {
+                    // SAFETY: each tile's rows are packed by one task.
+                    let out = unsafe { packed.slice((k0 - self.ks.0) * self.rows.1 + start * k, rows * k) };
+                    pack_left(self.walk.kernels, a, (self.rows.0 + start, rows), (k0, k), out);
+                }
+            }
+        });
+    }
+
+    /// Computes a block of rows by a strip of columns.
+    fn task(&self, task: usize) {
+        let Walk { kernels, kc, grid, out, .. } = *self.walk;
+        let tiles = part_of(self.tiles(), grid.rows, task / grid.strips);
+        let (first, units) = part_of(grid.units, grid.strips, task % grid.strips);
+        let j0 = first * grid.unit;
+        let cols = (units * grid.unit).min(self.walk.n - j0);
+        let padded = cols.next_multiple_of(GROUP);
+        // Sums of all but the last pass, if they cannot wait in the output.
+        let waiting = match out {
+            Out::Finished(finish) if self.ks.1 > kc && finish.sums().is_none() => self.rows.1 * padded,
+            _ => 0,
+        };
+        let packed = if matches!(self.walk.b, Right::Panels(_)) { kc.min(self.ks.1) * padded } else { 0 };
+        with_scratch(packed + waiting, |scratch| {
+            let (packed, waiting) = scratch.split_at_mut(packed);
+            let sums = match out {
+                Out::Plain(c, ldc) => Sums { origin: c.as_mut_ptr(), stride: ldc },
+                Out::Finished(finish) => match finish.sums() {
+                    Some((c, ldc)) => Sums { origin: c.as_mut_ptr(), stride: ldc },
+                    None => {
+                        let origin = waiting.as_mut_ptr().wrapping_sub(self.rows.0 * padded + j0);
+                        Sums { origin, stride: padded }
                     }
+                },
+            };
+            for (k0, k) in self.passes() {
+                let part = Part { k0, k, j0, cols };
+                let panels = match &self.walk.b {
+                    Right::Panels(b) => {
+                        b.pack(kernels, part, packed);
+                        packed.as_ptr()
+                    }
+                    Right::Packed(b) => b.panels(part),
+                };
+                self.tiles_of(tiles, part, panels, sums);
+            }
+        });
+    }
+
+    /// Adds one pass to the given tiles of a strip.
+    fn tiles_of(&self, (tile0, tile_count): (usize, usize), part: Part, panels: *const f32, sums: Sums) {
+        let Walk { kernels, k, out, epilogue, .. } = *self.walk;
+        let (nr, tiles) = (kernels.nr, self.tiles());
+        let epilogue = epilogue.pass(part.k0 == 0);
+        let finish = match out {
+            Out::Finished(finish) if part.k0 + part.k == k => Some(finish),
+            _ => None,
+        };
+        let mut stage = Stage([0.0; 512]);
+        for tile in tile0..tile0 + tile_count {
+            let (start, rows) = part_of(self.rows.1, tiles, tile);
+            let i = self.rows.0 + start;
+            let (a, a_stride) = match self.left {
+                Left::Rows(a) => (a.data[a.at(i, part.k0)..].as_ptr(), a.row_stride),
+                Left::Packed(a) => {
+                    let at = (part.k0 - self.ks.0) * self.rows.1 + start * part.k;
+                    (a.after(at).as_mut_ptr().cast_const(), 0)
+                }
+            };
+            for first in (0..part.cols).step_by(nr) {
+                let (j, cols) = (part.j0 + first, nr.min(part.cols - first));
+                let c = sums.origin.wrapping_add(i * sums.stride + j);
+                let mut tile = Tile {
+                    rows,
+                    cols,
+                    k: part.k,
+                    a,
+                    a_stride,
+                    b: panels.wrapping_add(first * part.k),
+                    b_stride: nr,
+                    c,
+                    ldc: sums.stride,
+                    alpha: epilogue.alpha,
+                    beta: epilogue.beta,
+                    bias: epilogue.bias.map_or(std::ptr::null(), |bias| bias[j..][..cols].as_ptr()),
+                };
+                if finish.is_some() {
+                    if part.k0 > 0 {
+                        for (r, stage) in stage.0.chunks_exact_mut(nr).enumerate().take(rows) {
+                            // SAFETY: an earlier pass of this task left the sums of this tile there.
+                            let sums = unsafe { std::slice::from_raw_parts(c.wrapping_add(r * sums.stride), cols) };
+                            stage[..cols].copy_from_slice(sums);
+                        }
+                    }
+                    (tile.c, tile.ldc) = (stage.0.as_mut_ptr(), nr);
+                }
+                // SAFETY: both operands hold the tile, the output was checked to, and no other task has it.
+                unsafe { (kernels.tile)(&tile) };
+                if let (Some(second), 0) = (self.walk.second, part.k0) {
+                    // SAFETY: as above; the tile lies in the output.
+                    unsafe { second.add(kernels, (i, rows), (j, cols), c, sums.stride) };
+                }
+                if let Some(finish) = finish {
+                    // SAFETY: as above.
+                    unsafe { finish.tile(&mut stage.0[..rows * nr], nr, (i, j), cols) };
                 }
             }
         }

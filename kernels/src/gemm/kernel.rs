@@ -4,7 +4,8 @@ use crate::isa::Isa;
 
 /// One register tile: `c = alpha a b + bias + beta c`.
 ///
-/// `a` is packed `[k][rows]`; `b` has `k` rows of `cols` contiguous values, `b_stride` apart.
+/// `a` is packed `[k][rows]` if `a_stride` is zero, else rows of `k` contiguous values, `a_stride` apart;
+/// `b` has `k` rows of `cols` contiguous values, `b_stride` apart.
 pub(crate) struct Tile {
     /// 1 to `Kernels::mr`.
     pub(crate) rows: usize,
@@ -12,6 +13,7 @@ pub(crate) struct Tile {
     pub(crate) cols: usize,
     pub(crate) k: usize,
     pub(crate) a: *const f32,
+    pub(crate) a_stride: usize,
     pub(crate) b: *const f32,
     pub(crate) b_stride: usize,
     pub(crate) c: *mut f32,
@@ -51,6 +53,10 @@ pub(crate) struct Kernels {
     pub(crate) mr: usize,
     /// Columns of a full tile; divides [`super::pack::GROUP`].
     pub(crate) nr: usize,
+    /// Most values of `k` per pass: each pass touches C once per this many multiply-adds.
+    pub(crate) kc: usize,
+    /// Values of B that a task keeps packed: half of the second-level cache of the CPUs that have these instructions.
+    pub(crate) strip: usize,
     /// Computes a tile, of any size up to `mr` by `nr`.
     pub(crate) tile: unsafe fn(&Tile),
     /// `dst[i * dst_stride + r] = src[r * src_stride + i]` for `r < rows <= 16`, `i < len`.

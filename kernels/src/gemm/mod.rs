@@ -1,11 +1,16 @@
-//! Matrix products of `f32`, with any strides on the left and right operands.
+//! Matrix products with any strides on the left and right operands, summed in `f32`.
 //!
-//! `c = alpha a b + beta c` with `a` `[m, k]`, `b` `[k, n]`, and `c` `[m, n]` row-major.
+//! `c = alpha a b + beta c` with `a` `[m, k]`, `b` `[k, n]`, and `c` `[m, n]` row-major:
+//! [`gemm`], many at once as [`gemm_batched`] (equal sizes) and [`gemm_grouped`] (experts), and [`gemm_fused`], which adds
+//! operands and outputs in `f16` and `bf16`, right operands packed before ([`Packed`]), activations and residuals.
+//!
 //! Two algorithms share the inner kernels of each instruction set:
 //!
 //! * `blocked`: packed panels and cache blocks; also behind the linear layers, whose
 //!   weights are decoded by the packer.
 //! * `thin`: one side of at most 16; the large operand is read once, unpacked.
+//!
+//! Processors without a kernel of ours use the `gemm` crate (`fallback`).
 //!
 //! The choice depends on shapes and strides only, and no sum over `k` is ever
 //! shared between threads: results are bitwise the same for any thread count.
@@ -19,50 +24,30 @@ pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub(crate) mod blocked;
+#[cfg(any(test, not(target_arch = "x86_64")))]
+mod fallback;
+mod finish;
+mod fused;
+mod grouped;
 pub(crate) mod kernel;
+mod operand;
 pub(crate) mod pack;
+mod packed;
 mod scalar;
 pub(crate) mod scratch;
 #[cfg(test)]
 mod tests;
 mod thin;
 
+pub use fused::{Addend, Factor, Fused, Output, gemm_fused};
+pub use grouped::{Member, gemm_grouped};
+pub use operand::{MatRef, Operand};
+pub use packed::Packed;
+
 use blocked::{Sizes, blocked};
 use kernel::Epilogue;
 use pack::Panels;
 use thin::{THIN, Thin};
-
-/// A borrowed matrix with any strides: element `(i, j)` is `data[i * row_stride + j * col_stride]`.
-#[derive(Clone, Copy, Debug)]
-pub struct MatRef<'a> {
-    /// Starts at element `(0, 0)`.
-    pub data: &'a [f32],
-    /// Distance between rows, in elements.
-    pub row_stride: usize,
-    /// Distance between columns, in elements.
-    pub col_stride: usize,
-}
-
-impl<'a> MatRef<'a> {
-    /// A row-major matrix whose rows are `row_stride` apart.
-    pub fn new(data: &'a [f32], row_stride: usize) -> MatRef<'a> {
-        MatRef { data, row_stride, col_stride: 1 }
-    }
-
-    /// The transpose of this matrix; nothing is moved.
-    pub fn transposed(self) -> MatRef<'a> {
-        MatRef { data: self.data, row_stride: self.col_stride, col_stride: self.row_stride }
-    }
-
-    /// Panics unless the matrix holds `rows` by `cols` elements.
-    #[track_caller]
-    pub(crate) fn check(&self, rows: usize, cols: usize) {
-        if rows > 0 && cols > 0 {
-            let last = (rows - 1) * self.row_stride + (cols - 1) * self.col_stride;
-            assert!(last < self.data.len(), "operand is shorter than its {rows} by {cols} shape");
-        }
-    }
-}
 
 /// `c = alpha a b + beta c`; `c` is overwritten, not read, when `beta` is zero.
 ///
@@ -90,7 +75,7 @@ pub fn gemm(
     }
     a.check(m, k);
     b.check(k, n);
-    check_output(m, n, c, ldc);
+    check_output(m, n, c.len(), ldc);
     product(pool, Sizes { m, n, k }, a, b, Disjoint::new(c), ldc, alpha, beta);
 }
 
@@ -131,7 +116,7 @@ pub fn gemm_batched(
     let last = |data: &[f32], stride: usize| (batch - 1).saturating_mul(stride).min(data.len());
     MatRef { data: &a.data[last(a.data, strides.a)..], ..a }.check(m, k);
     MatRef { data: &b.data[last(b.data, strides.b)..], ..b }.check(k, n);
-    check_output(m, n, &c[last(c, strides.c)..], ldc);
+    check_output(m, n, c.len() - last(c, strides.c), ldc);
     // Either whole matrices follow each other, or they share rows side by side.
     let apart = strides.c >= (m - 1) * ldc + n;
     let beside = strides.c >= n && ldc >= (batch - 1) * strides.c + n;
@@ -149,9 +134,9 @@ pub fn gemm_batched(
 }
 
 #[track_caller]
-pub(crate) fn check_output(m: usize, n: usize, c: &[f32], ldc: usize) {
+fn check_output(m: usize, n: usize, len: usize, ldc: usize) {
     assert!(ldc >= n, "rows of the output overlap");
-    assert!(c.len() >= (m - 1) * ldc + n, "output is shorter than its {m} by {n} shape");
+    assert!(len >= (m - 1) * ldc + n, "output is shorter than its {m} by {n} shape");
 }
 
 /// Chooses the algorithm; shapes are non-empty (but for `k`) and have been checked.
@@ -170,6 +155,10 @@ fn product(pool: &Pool, sizes: Sizes, a: MatRef<'_>, b: MatRef<'_>, c: Disjoint<
             }
         }
         return;
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    if crate::isa::Isa::detect() == crate::isa::Isa::Scalar && !cfg!(test) {
+        return fallback::product(pool, sizes, a, b, c, ldc, alpha, beta);
     }
     let right = Thin { sizes: Sizes { m: n, n: m, k }, small: b.transposed(), large: a.transposed(), strides: (1, ldc) };
     let left = Thin { sizes, small: a, large: b, strides: (ldc, 1) };

@@ -11,15 +11,16 @@
 //! prefetches, and in multiples of [`GROUP`] columns, one quantization block, so
 //! that a weight that is read along its columns decodes block by block.
 
-use super::MatRef;
 use super::kernel::{Kernels, Transpose};
+use super::operand::{Halves, MatRef, Source};
+use super::scratch::with_scratch;
 use crate::format::Weight;
 use crate::quant::Decoder;
 
 /// A multiple of every `nr` and of every block length; packed columns are padded to it.
 pub(crate) const GROUP: usize = 32;
 
-/// Columns packed by one task.
+/// Columns packed at a time.
 pub(crate) const COLUMNS: usize = 4 * GROUP;
 
 /// Values along `k` that are decoded at a time, unless a block is longer, so that 32 rows of them stay in L1.
@@ -36,6 +37,8 @@ const DECODED: usize = GROUP * (STEP + SKEW);
 pub(crate) enum Panels<'a> {
     /// A matrix `[k, n]` of floats.
     Dense(MatRef<'a>),
+    /// A matrix `[k, n]` of halves.
+    Halves(Halves<'a>),
     /// The transpose of a weight `[n, k]`: the forward pass of a linear layer.
     Transposed(Weight<'a>, Decoder),
     /// A weight `[k, n]` as it is: the gradient of a linear layer's input.
@@ -56,7 +59,7 @@ impl Panels<'_> {
     /// What parts are to be cut at multiples of: along `k`, and columns.
     pub(crate) fn units(&self) -> (usize, usize) {
         match self {
-            Panels::Dense(_) => (GROUP, GROUP),
+            Panels::Dense(_) | Panels::Halves(_) => (GROUP, GROUP),
             Panels::Transposed(weight, _) => (weight.format.block_len().max(GROUP), GROUP),
             Panels::Straight(weight, _) => (GROUP, weight.format.block_len().max(GROUP)),
         }
@@ -67,6 +70,15 @@ impl Panels<'_> {
     /// Shapes have been checked by the caller: the part lies within the operand.
     pub(crate) fn pack(&self, kernels: &Kernels, part: Part, out: &mut [f32]) {
         assert!(out.len() >= part.cols.next_multiple_of(GROUP) * part.k);
+        let columns = self.units().1.max(COLUMNS);
+        for first in (0..part.cols).step_by(columns) {
+            let cols = columns.min(part.cols - first);
+            self.pack_columns(kernels, Part { j0: part.j0 + first, cols, ..part }, &mut out[first * part.k..]);
+        }
+    }
+
+    /// [`Panels::pack`] for as many columns as are packed at a time.
+    fn pack_columns(&self, kernels: &Kernels, part: Part, out: &mut [f32]) {
         match self {
             Panels::Dense(b) if b.col_stride == 1 => pack_rows(kernels, b, part, out),
             Panels::Dense(b) if b.row_stride == 1 => {
@@ -78,7 +90,8 @@ impl Panels<'_> {
                     pack_columns(kernels, src.as_ptr(), b.col_stride, part.k, target, out);
                 }
             }
-            Panels::Dense(b) => pack_strided(kernels, b, part, out),
+            Panels::Dense(b) => pack_strided(kernels, part, out, |p, j| b.data[b.at(p, j)]),
+            Panels::Halves(b) => pack_halves(kernels, b, part, out),
             Panels::Transposed(weight, decode) => pack_transposed(kernels, weight, *decode, part, out),
             Panels::Straight(weight, decode) => pack_straight(kernels, weight, *decode, part, out),
         }
@@ -162,13 +175,43 @@ unsafe fn pack_columns(kernels: &Kernels, src: *const f32, stride: usize, len: u
     }
 }
 
-fn pack_strided(kernels: &Kernels, b: &MatRef<'_>, part: Part, out: &mut [f32]) {
+/// Neither is contiguous: takes element `(p, j)` from `get`.
+fn pack_strided(kernels: &Kernels, part: Part, out: &mut [f32], get: impl Fn(usize, usize) -> f32) {
     let nr = kernels.nr;
     for p in 0..part.k {
         for j in 0..part.cols {
-            let value = b.data[(part.k0 + p) * b.row_stride + (part.j0 + j) * b.col_stride];
-            out[(j / nr * part.k + p) * nr + j % nr] = value;
+            out[(j / nr * part.k + p) * nr + j % nr] = get(part.k0 + p, part.j0 + j);
         }
+    }
+}
+
+/// Halves are decoded a stretch of a row, or some of each of a group of columns, at a time.
+fn pack_halves(kernels: &Kernels, b: &Halves<'_>, part: Part, out: &mut [f32]) {
+    let matrix = &b.matrix;
+    if matrix.col_stride == 1 {
+        let mut decoded = [0f32; COLUMNS];
+        let decoded = &mut decoded[..part.cols];
+        for p in 0..part.k {
+            b.run(matrix.at(part.k0 + p, part.j0), decoded);
+            spread(kernels, decoded, p, part.k, out);
+        }
+    } else if matrix.row_stride == 1 {
+        let stride = STEP + SKEW;
+        let mut decoded = [0f32; DECODED];
+        for column in (0..part.cols).step_by(GROUP) {
+            let cols = GROUP.min(part.cols - column);
+            for first in (0..part.k).step_by(STEP) {
+                let len = STEP.min(part.k - first);
+                for (j, decoded) in decoded.chunks_exact_mut(stride).enumerate().take(cols) {
+                    b.run(matrix.at(part.k0 + first, part.j0 + column + j), &mut decoded[..len]);
+                }
+                let target = Target { first, k: part.k, column, cols };
+                // SAFETY: `decoded` holds `cols` columns of `len` values.
+                unsafe { pack_columns(kernels, decoded.as_ptr(), stride, len, target, out) };
+            }
+        }
+    } else {
+        pack_strided(kernels, part, out, |p, j| b.get(p, j));
     }
 }
 
@@ -200,7 +243,7 @@ fn pack_straight(kernels: &Kernels, weight: &Weight<'_>, decode: Decoder, part: 
     let format = weight.format;
     let start = format.row_bytes(part.j0);
     let bytes = format.row_bytes(part.cols);
-    // A task has at most so many columns, or one of the longest blocks.
+    // At most so many columns are packed at a time, or one of the longest blocks.
     let mut decoded = [0f32; 2 * COLUMNS];
     let decoded = &mut decoded[..part.cols];
     for p in 0..part.k {
@@ -211,7 +254,29 @@ fn pack_straight(kernels: &Kernels, weight: &Weight<'_>, decode: Decoder, part: 
     }
 }
 
-/// Packs rows `i0..i0 + rows` and columns `k0..k0 + k` of `a` into `out`, `[k][rows]`.
+/// Packs rows `i0..i0 + rows` and columns `k0..k0 + k` of the left operand into `out`, `[k][rows]`.
+pub(crate) fn pack_left(kernels: &Kernels, a: &Source<'_>, (i0, rows): (usize, usize), (k0, k): (usize, usize), out: &mut [f32]) {
+    match a {
+        Source::Floats(a) => pack_a(kernels, a, (i0, rows), (k0, k), out),
+        Source::Halves(a) if a.matrix.row_stride == 1 => {
+            for (p, out) in out.chunks_exact_mut(rows).take(k).enumerate() {
+                a.run(a.matrix.at(i0, k0 + p), out);
+            }
+        }
+        Source::Halves(a) => with_scratch(rows * k, |decoded| {
+            for (r, decoded) in decoded.chunks_exact_mut(k).enumerate() {
+                if a.matrix.col_stride == 1 {
+                    a.run(a.matrix.at(i0 + r, k0), decoded);
+                } else {
+                    decoded.iter_mut().enumerate().for_each(|(p, value)| *value = a.get(i0 + r, k0 + p));
+                }
+            }
+            pack_a(kernels, &MatRef::new(decoded, k), (0, rows), (0, k), out);
+        }),
+    }
+}
+
+/// [`pack_left`] for floats.
 pub(crate) fn pack_a(kernels: &Kernels, a: &MatRef<'_>, (i0, rows): (usize, usize), (k0, k): (usize, usize), out: &mut [f32]) {
     a.check(i0 + rows, k0 + k);
     assert!(out.len() >= k * rows && rows <= 16);

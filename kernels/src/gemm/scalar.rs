@@ -2,7 +2,7 @@
 
 use super::kernel::{DOTS, Kernels, Tile, Transpose};
 
-pub(crate) static KERNELS: Kernels = Kernels { mr: MR, nr: NR, tile, transpose, dots };
+pub(crate) static KERNELS: Kernels = Kernels { mr: MR, nr: NR, kc: 384, strip: 1 << 16, tile, transpose, dots };
 
 const MR: usize = 4;
 const NR: usize = 8;
@@ -13,12 +13,12 @@ unsafe fn tile(t: &Tile) {
     let mut acc = [[0f32; NR]; MR];
     for p in 0..t.k {
         let mut b = [0f32; NR];
-        // SAFETY: `b` has `k` rows of `cols` values and `a` has `k` of `rows`.
-        let a = unsafe {
-            b[..t.cols].copy_from_slice(std::slice::from_raw_parts(t.b.add(p * t.b_stride), t.cols));
-            std::slice::from_raw_parts(t.a.add(p * t.rows), t.rows)
-        };
-        for (acc, &a) in acc.iter_mut().zip(a) {
+        // SAFETY: `b` has `k` rows of `cols` values.
+        b[..t.cols].copy_from_slice(unsafe { std::slice::from_raw_parts(t.b.add(p * t.b_stride), t.cols) });
+        for (r, acc) in acc.iter_mut().take(t.rows).enumerate() {
+            let at = if t.a_stride == 0 { p * t.rows + r } else { r * t.a_stride + p };
+            // SAFETY: `a` has `k` values for each of `rows`.
+            let a = unsafe { *t.a.add(at) };
             for (acc, &b) in acc.iter_mut().zip(&b) {
                 *acc += a * b;
             }

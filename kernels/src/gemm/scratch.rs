@@ -1,4 +1,4 @@
-//! Reusable, cache-line aligned buffers for packed panels, kept per thread.
+//! Cache-line aligned memory for packed panels: buffers kept per thread for reuse, and panels that stay.
 
 use std::cell::Cell;
 
@@ -9,9 +9,39 @@ struct CacheLine([f32; LINE]);
 
 const LINE: usize = 16;
 
+/// Floats that start at a cache line.
+#[derive(Default)]
+pub(crate) struct Aligned(Vec<CacheLine>);
+
+impl Aligned {
+    pub(crate) fn zeros(len: usize) -> Aligned {
+        let mut values = Aligned::default();
+        values.grow(len);
+        values
+    }
+
+    /// Makes room for `len` values.
+    fn grow(&mut self, len: usize) {
+        let lines = len.div_ceil(LINE);
+        if self.0.len() < lines {
+            self.0.resize(lines, CacheLine([0.0; LINE]));
+        }
+    }
+
+    pub(crate) fn values(&self) -> &[f32] {
+        // SAFETY: a `CacheLine` is exactly `LINE` floats without padding.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast::<f32>(), self.0.len() * LINE) }
+    }
+
+    pub(crate) fn values_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast::<f32>(), self.0.len() * LINE) }
+    }
+}
+
 thread_local! {
     /// Buffers not in use; a nested product takes another, so at most two or three exist.
-    static FREE: Cell<Vec<Vec<CacheLine>>> = const { Cell::new(Vec::new()) };
+    static FREE: Cell<Vec<Aligned>> = const { Cell::new(Vec::new()) };
 }
 
 /// Calls `body` with a buffer of `len` values whose contents are arbitrary but initialised.
@@ -19,13 +49,8 @@ pub(crate) fn with_scratch<R>(len: usize, body: impl FnOnce(&mut [f32]) -> R) ->
     let mut free = FREE.take();
     let mut buffer = free.pop().unwrap_or_default();
     FREE.set(free);
-    let lines = len.div_ceil(LINE);
-    if buffer.len() < lines {
-        buffer.resize(lines, CacheLine([0.0; LINE]));
-    }
-    // SAFETY: a `CacheLine` is exactly `LINE` floats without padding.
-    let values = unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast::<f32>(), len) };
-    let result = body(values);
+    buffer.grow(len);
+    let result = body(&mut buffer.values_mut()[..len]);
     let mut free = FREE.take();
     free.push(buffer);
     FREE.set(free);

@@ -117,6 +117,7 @@ pub(crate) fn outer(pool: &Pool, thin: Thin<'_>, c: Disjoint<'_, f32>, epilogue:
                                 cols: kernels.nr.min(end - j),
                                 k: len,
                                 a: packed[k0 * m + i * len..].as_ptr(),
+                                a_stride: 0,
                                 b: large.data[k0 * large.row_stride + j..].as_ptr(),
                                 b_stride: large.row_stride,
                                 c: out.as_mut_ptr().add(i * ldc + j),

@@ -135,7 +135,7 @@ fn both(
             v.pack(kernels, Part { k0: 0, k: rank, j0, cols }, &mut panels[j0 * rank..][..cols.next_multiple_of(GROUP) * rank]);
         }
         let second = Second { factor: low.factor, rank, h: MatRef::new(low.h, rank), panels };
-        blocked_with(pool, sizes, &MatRef::new(x, k), w, Disjoint::new(out), n, epilogue, Some(&second));
+        blocked_with(pool, sizes, &MatRef::new(x, k), w, Disjoint::new(out), n, epilogue, &second);
     });
 }
 
@@ -174,6 +174,7 @@ impl Second<'_> {
                     cols,
                     k,
                     a: packed.as_ptr(),
+                    a_stride: 0,
                     b: b.as_ptr(),
                     b_stride: kernels.nr,
                     c,

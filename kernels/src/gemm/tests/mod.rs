@@ -1,3 +1,6 @@
+mod fused;
+mod grouped;
+
 use super::*;
 use crate::isa::Isa;
 use crate::quant::tests::noise;
@@ -107,9 +110,11 @@ fn every_edge_of_a_tile() {
 #[test]
 fn several_blocks_of_every_size() {
     let pools = [1, 2].map(|threads| Pool::with_isa(threads, Isa::detect()));
-    // Three passes over k with many and with few rows; two blocks of packed B; two of packed A.
-    for (m, n, k) in [(100, 90, 900), (40, 600, 800), (98, 2740, 384), (2740, 98, 384)] {
-        check_shape(&pools, Sizes { m, n, k }, Layout::Rows, Layout::Columns);
+    // Several passes over k with many and with few rows; many strips; two blocks of packed A, along each side.
+    for (m, n, k) in [(100, 90, 2100), (40, 600, 1100), (98, 2740, 384), (2740, 98, 384), (700, 20, 5000)] {
+        for la in [Layout::Rows, Layout::Columns] {
+            check_shape(&pools, Sizes { m, n, k }, la, Layout::Columns);
+        }
     }
 }
 
