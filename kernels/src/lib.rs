@@ -15,6 +15,7 @@
 
 pub mod attention;
 pub mod ceiling;
+pub mod conv;
 pub mod cross_entropy;
 pub mod elementwise;
 pub mod format;

@@ -43,6 +43,16 @@ pub(crate) enum Panels<'a> {
     Transposed(Weight<'a>, Decoder),
     /// A weight `[k, n]` as it is: the gradient of a linear layer's input.
     Straight(Weight<'a>, Decoder),
+    /// A matrix that does not exist but while it is packed.
+    Made(&'a dyn Rows),
+    /// The transpose of such a matrix.
+    MadeTransposed(&'a dyn Rows),
+}
+
+/// A matrix whose rows are made a stretch at a time.
+pub(crate) trait Rows: Sync {
+    /// Writes the values of row `i` from column `j` on.
+    fn stretch(&self, i: usize, j: usize, out: &mut [f32]);
 }
 
 /// The part of the right operand that fills some panels.
@@ -59,7 +69,7 @@ impl Panels<'_> {
     /// What parts are to be cut at multiples of: along `k`, and columns.
     pub(crate) fn units(&self) -> (usize, usize) {
         match self {
-            Panels::Dense(_) | Panels::Halves(_) => (GROUP, GROUP),
+            Panels::Dense(_) | Panels::Halves(_) | Panels::Made(_) | Panels::MadeTransposed(_) => (GROUP, GROUP),
             Panels::Transposed(weight, _) => (weight.format.block_len().max(GROUP), GROUP),
             Panels::Straight(weight, _) => (GROUP, weight.format.block_len().max(GROUP)),
         }
@@ -73,12 +83,12 @@ impl Panels<'_> {
         let columns = self.units().1.max(COLUMNS);
         for first in (0..part.cols).step_by(columns) {
             let cols = columns.min(part.cols - first);
-            self.pack_columns(kernels, Part { j0: part.j0 + first, cols, ..part }, &mut out[first * part.k..]);
+            self.pack_some(kernels, Part { j0: part.j0 + first, cols, ..part }, &mut out[first * part.k..]);
         }
     }
 
     /// [`Panels::pack`] for as many columns as are packed at a time.
-    fn pack_columns(&self, kernels: &Kernels, part: Part, out: &mut [f32]) {
+    fn pack_some(&self, kernels: &Kernels, part: Part, out: &mut [f32]) {
         match self {
             Panels::Dense(b) if b.col_stride == 1 => pack_rows(kernels, b, part, out),
             Panels::Dense(b) if b.row_stride == 1 => {
@@ -91,7 +101,17 @@ impl Panels<'_> {
                 }
             }
             Panels::Dense(b) => pack_strided(kernels, part, out, |p, j| b.data[b.at(p, j)]),
-            Panels::Halves(b) => pack_halves(kernels, b, part, out),
+            Panels::Halves(b) if b.matrix.col_stride == 1 => {
+                pack_made(kernels, part, out, |p, j, row| b.run(b.matrix.at(p, j), row));
+            }
+            Panels::Halves(b) if b.matrix.row_stride == 1 => {
+                pack_made_transposed(kernels, part, out, |j, p, column| b.run(b.matrix.at(p, j), column));
+            }
+            Panels::Halves(b) => pack_strided(kernels, part, out, |p, j| b.get(p, j)),
+            Panels::Made(b) => pack_made(kernels, part, out, |p, j, row| b.stretch(p, j, row)),
+            Panels::MadeTransposed(b) => {
+                pack_made_transposed(kernels, part, out, |j, p, column| b.stretch(j, p, column));
+            }
             Panels::Transposed(weight, decode) => pack_transposed(kernels, weight, *decode, part, out),
             Panels::Straight(weight, decode) => pack_straight(kernels, weight, *decode, part, out),
         }
@@ -185,33 +205,31 @@ fn pack_strided(kernels: &Kernels, part: Part, out: &mut [f32], get: impl Fn(usi
     }
 }
 
-/// Halves are decoded a stretch of a row, or some of each of a group of columns, at a time.
-fn pack_halves(kernels: &Kernels, b: &Halves<'_>, part: Part, out: &mut [f32]) {
-    let matrix = &b.matrix;
-    if matrix.col_stride == 1 {
-        let mut decoded = [0f32; COLUMNS];
-        let decoded = &mut decoded[..part.cols];
-        for p in 0..part.k {
-            b.run(matrix.at(part.k0 + p, part.j0), decoded);
-            spread(kernels, decoded, p, part.k, out);
-        }
-    } else if matrix.row_stride == 1 {
-        let stride = STEP + SKEW;
-        let mut decoded = [0f32; DECODED];
-        for column in (0..part.cols).step_by(GROUP) {
-            let cols = GROUP.min(part.cols - column);
-            for first in (0..part.k).step_by(STEP) {
-                let len = STEP.min(part.k - first);
-                for (j, decoded) in decoded.chunks_exact_mut(stride).enumerate().take(cols) {
-                    b.run(matrix.at(part.k0 + first, part.j0 + column + j), &mut decoded[..len]);
-                }
-                let target = Target { first, k: part.k, column, cols };
-                // SAFETY: `decoded` holds `cols` columns of `len` values.
-                unsafe { pack_columns(kernels, decoded.as_ptr(), stride, len, target, out) };
+/// `make(p, j, out)` writes row `p` from column `j` on.
+fn pack_made(kernels: &Kernels, part: Part, out: &mut [f32], make: impl Fn(usize, usize, &mut [f32])) {
+    let mut row = [0f32; COLUMNS];
+    let row = &mut row[..part.cols];
+    for p in 0..part.k {
+        make(part.k0 + p, part.j0, row);
+        spread(kernels, row, p, part.k, out);
+    }
+}
+
+/// `make(j, p, out)` writes column `j` from row `p` on.
+fn pack_made_transposed(kernels: &Kernels, part: Part, out: &mut [f32], make: impl Fn(usize, usize, &mut [f32])) {
+    let stride = STEP + SKEW;
+    let mut made = [0f32; DECODED];
+    for column in (0..part.cols).step_by(GROUP) {
+        let cols = GROUP.min(part.cols - column);
+        for first in (0..part.k).step_by(STEP) {
+            let len = STEP.min(part.k - first);
+            for (j, values) in made.chunks_exact_mut(stride).enumerate().take(cols) {
+                make(part.j0 + column + j, part.k0 + first, &mut values[..len]);
             }
+            let target = Target { first, k: part.k, column, cols };
+            // SAFETY: `made` holds `cols` columns of `len` values.
+            unsafe { pack_columns(kernels, made.as_ptr(), stride, len, target, out) };
         }
-    } else {
-        pack_strided(kernels, part, out, |p, j| b.get(p, j));
     }
 }
 

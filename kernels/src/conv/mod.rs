@@ -1,0 +1,236 @@
+//! Convolutions over images and over sequences (images of height one): forward, and the gradients of both operands.
+//!
+//! Each is a matrix product per image and group, with the image unfolded ([`unfold`]) into one row for each weight of a filter:
+//!
+//! ```text
+//! forward    y[o, p]  = w[o, q] unfolded[q, p]           q = (channel, row, column) of a weight, p = place in the output
+//! input      dx       = fold(w^T[q, o] dy[o, p])
+//! weight     dw[o, q] = sum over images of dy[o, p] unfolded^T[p, q]
+//! ```
+//!
+//! The unfolded image is made while the product packs it and never exists whole; its gradient does, for as many channels at a time
+//! as fit [`FOLDED`] values. Filters of one value need no unfolding. Tensors are `[batch, channels, height, width]` and weights
+//! `[out, in / groups, height, width]`, as in PyTorch; what is padded is zero.
+//!
+//! All outputs are overwritten. Error is that of [`crate::gemm`] over the values that an element sums; results are bitwise the same
+//! for any number of threads.
+
+#[cfg(test)]
+mod scalar;
+#[cfg(test)]
+mod tests;
+mod unfold;
+
+use crate::gemm::blocked::{Sizes, blocked, run};
+use crate::gemm::kernel::Epilogue;
+use crate::gemm::pack::Panels;
+use crate::gemm::scratch::with_scratch;
+use crate::gemm::{MatRef, gemm};
+use crate::pool::{Disjoint, Pool};
+use unfold::{Unfold, fold};
+
+/// Values of an unfolded gradient that exist at a time, unless those of one channel are more.
+const FOLDED: usize = 1 << 20;
+
+/// Sizes of a convolution; pairs are height and width.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Conv {
+    /// Images.
+    pub batch: usize,
+    /// Parts of the channels that see only each other; divides both numbers of channels.
+    pub groups: usize,
+    /// Channels of the input.
+    pub in_channels: usize,
+    /// Channels of the output, one for each filter.
+    pub out_channels: usize,
+    /// Size of an image.
+    pub input: [usize; 2],
+    /// Size of a filter.
+    pub kernel: [usize; 2],
+    /// Distance between places in the image.
+    pub stride: [usize; 2],
+    /// Zeros on either side of the image.
+    pub padding: [usize; 2],
+    /// Distance between weights of a filter in the image.
+    pub dilation: [usize; 2],
+}
+
+impl Conv {
+    /// Size of the output: the places where a filter lies within the padded image.
+    ///
+    /// # Panics
+    /// When a size is zero that must not be, a filter is larger than the padded image, or groups do not divide the channels.
+    #[track_caller]
+    pub fn output(&self) -> [usize; 2] {
+        assert!(self.groups > 0, "a convolution has at least one group");
+        assert!(
+            self.in_channels.is_multiple_of(self.groups) && self.out_channels.is_multiple_of(self.groups),
+            "groups do not divide the channels"
+        );
+        [0, 1].map(|axis| {
+            assert!(
+                self.kernel[axis] > 0 && self.stride[axis] > 0 && self.dilation[axis] > 0,
+                "empty filter, stride or dilation"
+            );
+            let reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1;
+            let padded = self.input[axis] + 2 * self.padding[axis];
+            assert!(reach <= padded, "a filter is larger than the padded image");
+            (padded - reach) / self.stride[axis] + 1
+        })
+    }
+
+    /// Elements of the input.
+    pub fn x_len(&self) -> usize {
+        self.batch * self.in_channels * self.input[0] * self.input[1]
+    }
+
+    /// Elements of the weight.
+    pub fn w_len(&self) -> usize {
+        self.out_channels * self.filter()
+    }
+
+    /// Elements of the output.
+    pub fn y_len(&self) -> usize {
+        self.batch * self.out_channels * self.places()
+    }
+
+    /// Weights of a filter.
+    fn filter(&self) -> usize {
+        self.in_channels / self.groups * self.kernel[0] * self.kernel[1]
+    }
+
+    /// Places in an output channel.
+    fn places(&self) -> usize {
+        let [high, wide] = self.output();
+        high * wide
+    }
+
+    /// Whether unfolding changes nothing.
+    fn is_plain(&self) -> bool {
+        self.kernel == [1, 1] && self.stride == [1, 1] && self.padding == [0, 0]
+    }
+
+    /// Lengths of the operands' parts for one image and group: input, weight, output.
+    fn parts(&self) -> [usize; 3] {
+        let (inputs, outputs) = (self.in_channels / self.groups, self.out_channels / self.groups);
+        [inputs * self.input[0] * self.input[1], outputs * self.filter(), outputs * self.places()]
+    }
+
+    #[track_caller]
+    fn check(&self, x: usize, w: usize, y: usize) {
+        assert_eq!(y, self.y_len(), "length of the output of a convolution");
+        assert_eq!(x, self.x_len(), "length of the input of a convolution");
+        assert_eq!(w, self.w_len(), "length of the weight of a convolution");
+    }
+}
+
+/// `y = conv(x, w) + bias`; a bias has one value for each output channel.
+///
+/// # Panics
+/// When the sizes are none of a convolution or a length does not match.
+#[track_caller]
+pub fn conv2d(pool: &Pool, conv: &Conv, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+    conv.check(x.len(), w.len(), y.len());
+    assert!(bias.is_none_or(|bias| bias.len() == conv.out_channels), "bias does not match the output channels");
+    let [x_len, w_len, y_len] = conv.parts();
+    let places = conv.places();
+    let sizes = Sizes { m: conv.out_channels / conv.groups, n: places, k: conv.filter() };
+    if y_len == 0 {
+        return;
+    }
+    let images = conv.batch * conv.groups;
+    let y = Disjoint::new(y);
+    run(pool, images < 2 * pool.threads(), images, &|index| {
+        let group = index % conv.groups;
+        let out = y.after(index * y_len);
+        // SAFETY: each image and group has a part of the output to itself.
+        let part = unsafe { out.slice(0, y_len) };
+        // The product adds to what is there, which is the bias.
+        for (o, plane) in part.chunks_exact_mut(places).enumerate() {
+            plane.fill(bias.map_or(0.0, |bias| bias[group * sizes.m + o]));
+        }
+        if sizes.k == 0 {
+            return;
+        }
+        let filters = MatRef::new(&w[group * w_len..][..w_len], sizes.k);
+        let unfold = Unfold::new(conv, &x[index * x_len..][..x_len]);
+        let panels = if conv.is_plain() {
+            Panels::Dense(MatRef::new(&x[index * x_len..][..x_len], places))
+        } else {
+            Panels::Made(&unfold)
+        };
+        let beta = f32::from(u8::from(bias.is_some()));
+        blocked(pool, sizes, &filters, &panels, out, places, Epilogue { alpha: 1.0, beta, bias: None });
+    });
+}
+
+/// Gradient of the input of [`conv2d`].
+///
+/// # Panics
+/// When the sizes are none of a convolution or a length does not match.
+#[track_caller]
+pub fn conv2d_dx(pool: &Pool, conv: &Conv, dy: &[f32], w: &[f32], dx: &mut [f32]) {
+    conv.check(dx.len(), w.len(), dy.len());
+    let [x_len, w_len, y_len] = conv.parts();
+    let (places, plane) = (conv.places(), conv.input[0] * conv.input[1]);
+    let (inputs, outputs) = (conv.in_channels / conv.groups, conv.out_channels / conv.groups);
+    let taps = conv.kernel[0] * conv.kernel[1];
+    if x_len == 0 {
+        return;
+    }
+    let images = conv.batch * conv.groups;
+    let dx = Disjoint::new(dx);
+    run(pool, images < 2 * pool.threads(), images, &|index| {
+        let filters = MatRef::new(&w[index % conv.groups * w_len..][..w_len], inputs * taps);
+        let dy = MatRef::new(&dy[index * y_len..][..y_len], places);
+        let channels = (FOLDED / (taps * places)).clamp(1, inputs);
+        with_scratch(channels * taps * places, |unfolded| {
+            for first in (0..inputs).step_by(channels) {
+                let count = channels.min(inputs - first);
+                let rows = &mut unfolded[..count * taps * places];
+                // Beyond the end only where there are no outputs, and then nothing is read.
+                let data = filters.data.get(first * taps..).unwrap_or_default();
+                let some = MatRef { data, ..filters }.transposed();
+                gemm(pool, count * taps, places, outputs, 1.0, some, dy, rows, places, 0.0);
+                let rows = &*rows;
+                pool.run(count, &|channel| {
+                    // SAFETY: each channel of each image has a plane of its own.
+                    let plane = unsafe { dx.slice(index * x_len + (first + channel) * plane, plane) };
+                    fold(conv, &rows[channel * taps * places..][..taps * places], plane);
+                });
+            }
+        });
+    });
+}
+
+/// Gradient of the weight of [`conv2d`], summed over images in their order.
+///
+/// # Panics
+/// When the sizes are none of a convolution or a length does not match.
+#[track_caller]
+pub fn conv2d_dw(pool: &Pool, conv: &Conv, dy: &[f32], x: &[f32], dw: &mut [f32]) {
+    conv.check(x.len(), dw.len(), dy.len());
+    let [x_len, w_len, y_len] = conv.parts();
+    let places = conv.places();
+    let sizes = Sizes { m: conv.out_channels / conv.groups, n: conv.filter(), k: places };
+    if w_len == 0 || conv.batch == 0 {
+        return dw.fill(0.0);
+    }
+    let dw = Disjoint::new(dw);
+    run(pool, conv.groups < 2 * pool.threads(), conv.groups, &|group| {
+        for image in 0..conv.batch {
+            let index = image * conv.groups + group;
+            let dy = MatRef::new(&dy[index * y_len..][..y_len], places);
+            let image_part = &x[index * x_len..][..x_len];
+            let unfold = Unfold::new(conv, image_part);
+            let panels = if conv.is_plain() {
+                Panels::Dense(MatRef::new(image_part, places).transposed())
+            } else {
+                Panels::MadeTransposed(&unfold)
+            };
+            let beta = f32::from(u8::from(image > 0));
+            let out = dw.after(group * w_len);
+            blocked(pool, sizes, &dy, &panels, out, sizes.n, Epilogue { alpha: 1.0, beta, bias: None });
+        }
+    });
+}

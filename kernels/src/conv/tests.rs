@@ -1,0 +1,121 @@
+use super::*;
+use crate::isa::Isa;
+use crate::quant::tests::noise;
+
+/// Shapes that differ in all that there is.
+fn shapes() -> Vec<Conv> {
+    let plain = Conv {
+        batch: 1,
+        groups: 1,
+        in_channels: 3,
+        out_channels: 5,
+        input: [6, 7],
+        kernel: [3, 3],
+        stride: [1, 1],
+        padding: [1, 1],
+        dilation: [1, 1],
+    };
+    vec![
+        plain,
+        Conv { padding: [0, 0], ..plain },
+        Conv { batch: 5, stride: [2, 3], padding: [2, 1], ..plain },
+        Conv { dilation: [2, 3], padding: [3, 2], ..plain },
+        // Filters that see nothing but padding at some places.
+        Conv { input: [2, 1], kernel: [3, 2], padding: [4, 3], dilation: [2, 1], stride: [1, 2], ..plain },
+        Conv { kernel: [1, 1], padding: [0, 0], batch: 2, ..plain },
+        Conv { kernel: [1, 1], stride: [2, 2], padding: [0, 0], ..plain },
+        Conv { groups: 3, in_channels: 6, out_channels: 9, batch: 2, ..plain },
+        // Depthwise over a sequence, as in state-space models: causal when the tail is dropped.
+        Conv { groups: 8, in_channels: 8, out_channels: 8, input: [1, 50], kernel: [1, 4], padding: [0, 3], ..plain },
+        Conv { in_channels: 20, out_channels: 40, input: [1, 301], kernel: [1, 5], stride: [1, 2], padding: [0, 2], ..plain },
+        Conv { in_channels: 16, out_channels: 33, input: [20, 24], batch: 3, ..plain },
+        Conv { in_channels: 0, ..plain },
+        Conv { out_channels: 0, ..plain },
+        Conv { batch: 0, ..plain },
+    ]
+}
+
+fn assert_close(what: &str, got: &[f32], expected: &[f64], terms: usize) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    let bound = 4e-6 * (terms as f64).sqrt() + 1e-6;
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        assert!((f64::from(*got) - expected).abs() <= bound, "{what}: element {i} is {got}, not {expected}");
+    }
+}
+
+#[test]
+fn all_shapes_match_the_specification() {
+    for conv in shapes() {
+        let (x, w) = (noise(conv.x_len() + 1, 1), noise(conv.w_len() + 1, 2));
+        let (dy, bias) = (noise(conv.y_len() + 1, 3), noise(conv.out_channels, 4));
+        // One element further than an allocation starts.
+        let (x, w, dy) = (&x[1..], &w[1..], &dy[1..]);
+        let taps = conv.filter().max(conv.batch * conv.places()).max(conv.out_channels * conv.kernel[0] * conv.kernel[1]);
+        for isa in Isa::available() {
+            let runs = [1, 2].map(|threads| {
+                let pool = Pool::with_isa(threads, isa);
+                let mut y = vec![f32::NAN; conv.y_len()];
+                let mut plain = vec![f32::NAN; conv.y_len()];
+                let mut dx = vec![f32::NAN; conv.x_len()];
+                let mut dw = vec![f32::NAN; conv.w_len()];
+                conv2d(&pool, &conv, x, w, Some(&bias), &mut y);
+                conv2d(&pool, &conv, x, w, None, &mut plain);
+                conv2d_dx(&pool, &conv, dy, w, &mut dx);
+                conv2d_dw(&pool, &conv, dy, x, &mut dw);
+                [y, plain, dx, dw]
+            });
+            let what = format!("{isa} {conv:?}");
+            assert_eq!(runs[0], runs[1], "{what}: threads change the result");
+            let [y, plain, dx, dw] = &runs[0];
+            assert_close(&format!("{what} y"), y, &scalar::forward(&conv, x, w, Some(&bias)), taps);
+            assert_close(&format!("{what} y without bias"), plain, &scalar::forward(&conv, x, w, None), taps);
+            assert_close(&format!("{what} dx"), dx, &scalar::d_x(&conv, dy, w), taps);
+            assert_close(&format!("{what} dw"), dw, &scalar::d_w(&conv, dy, x), taps);
+        }
+    }
+}
+
+#[test]
+fn non_finite_values_stay_within_reach_of_the_filter() {
+    let conv = shapes()[0];
+    for isa in Isa::available() {
+        let pool = Pool::with_isa(1, isa);
+        let mut x = vec![0.0; conv.x_len()];
+        x[0] = f32::NAN;
+        x[5] = f32::INFINITY;
+        let (w, mut y) = (vec![1.0; conv.w_len()], vec![0.0; conv.y_len()]);
+        conv2d(&pool, &conv, &x, &w, None, &mut y);
+        for (i, value) in y.iter().enumerate() {
+            let (row, column) = (i / 7 % 6, i % 7);
+            match (row < 2, column) {
+                (true, 0 | 1) => assert!(value.is_nan(), "{isa} {i}"),
+                (true, 4..=6) => assert_eq!(*value, f32::INFINITY, "{isa} {i}"),
+                _ => assert_eq!(*value, 0.0, "{isa} {i}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn large_images_are_folded_some_channels_at_a_time() {
+    let conv = Conv { in_channels: 9, input: [150, 150], out_channels: 2, ..shapes()[0] };
+    let (w, dy) = (noise(conv.w_len(), 1), noise(conv.y_len(), 2));
+    assert!(conv.in_channels * 9 * conv.places() > FOLDED);
+    let mut dx = vec![f32::NAN; conv.x_len()];
+    conv2d_dx(&Pool::new(2), &conv, &dy, &w, &mut dx);
+    assert_close("dx", &dx, &scalar::d_x(&conv, &dy, &w), 18);
+}
+
+#[test]
+#[should_panic(expected = "a filter is larger than the padded image")]
+fn filters_larger_than_the_image_are_refused() {
+    Conv { input: [2, 9], padding: [0, 0], ..shapes()[0] }.output();
+}
+
+#[test]
+#[should_panic(expected = "length of the weight")]
+fn short_weights_are_refused() {
+    let conv = shapes()[0];
+    let (x, w, mut y) = (vec![0.0; conv.x_len()], vec![0.0; 3], vec![0.0; conv.y_len()]);
+    conv2d(&Pool::new(1), &conv, &x, &w, None, &mut y);
+}
