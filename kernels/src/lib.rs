@@ -20,6 +20,7 @@ pub mod cross_entropy;
 pub mod elementwise;
 pub mod format;
 pub mod gemm;
+pub mod glu;
 pub mod isa;
 pub mod layout;
 pub mod linear;
@@ -30,7 +31,6 @@ pub mod quant;
 pub mod random;
 pub mod reduce;
 pub mod rope;
-pub mod swiglu;
 pub mod topk;
 
 #[cfg(target_arch = "x86_64")]

@@ -165,7 +165,8 @@ fn attributes(op: &Op, names: &mut dyn Names) -> Vec<String> {
         Op::Rope(op) => {
             let frequencies: Vec<String> = op.inv_freq.iter().map(|f| number(*f)).collect();
             let settings = format!("{:?} scale={} inv-freq=[{}]", op.layout, number(op.attn_scale), frequencies.join(", "));
-            vec![settings, flag(op.inverse, "inverse")]
+            let sections = if op.sections.is_empty() { String::new() } else { format!("sections={:?}", op.sections) };
+            vec![settings, sections, flag(op.inverse, "inverse")]
         }
         Op::Attention(op) => attention(&op.spec),
         Op::AttentionBackward(op) => attention(&op.spec),
@@ -183,6 +184,8 @@ fn attributes(op: &Op, names: &mut dyn Names) -> Vec<String> {
         Op::LinearDivergenceBackward(op) => {
             divergence(&op.forward).into_iter().chain([flag(op.weight_grad, "weight-grad")]).collect()
         }
+        Op::Glu(op) => vec![format!("{:?}", op.0)],
+        Op::GluBackward(op) => vec![format!("{:?}", op.0)],
         Op::Dropout(op) => vec![format!("rate={} stream={}", number(op.rate), op.stream)],
         Op::Read(_)
         | Op::StopGrad(_)
@@ -194,9 +197,7 @@ fn attributes(op: &Op, names: &mut dyn Names) -> Vec<String> {
         | Op::GroupedLinear(_)
         | Op::GroupedLinearDx(_)
         | Op::Embed(_)
-        | Op::RmsNormDw(_)
-        | Op::SwiGlu(_)
-        | Op::SwiGluBackward(_) => vec![],
+        | Op::RmsNormDw(_) => vec![],
     }
     .into_iter()
     .filter(|a| !a.is_empty())
@@ -334,7 +335,7 @@ mod tests {
     #[test]
     fn every_attribute_shows() {
         let rope = |inverse, scale| {
-            let rope = Rope { inv_freq: [Float(1.0)].into(), layout: RopeLayout::Halves, attn_scale: Float(scale), inverse };
+            let rope = Rope { inv_freq: [Float(1.0)].into(), layout: RopeLayout::Halves, attn_scale: Float(scale), inverse, sections: [].into() };
             attributes(&rope.into(), &mut Own(&Graph::default())).join(" ")
         };
         assert_eq!(rope(false, 1.0), "Halves scale=1 inv-freq=[1]");

@@ -194,7 +194,8 @@ fn rope_turns_pairs() {
     let x = b.input("x", DType::F32, &[1, 1, 5], vec![1.0, 2.0, 3.0, 4.0, 5.0]);
     let at = b.ints("positions", &[3]);
     let mut turn = |layout| {
-        let op = op::Rope { inv_freq: [Float(1.0), Float(0.5)].into(), layout, attn_scale: Float(1.0), inverse: false };
+        let inv_freq = [Float(1.0), Float(0.5)].into();
+        let op = op::Rope { inv_freq, layout, attn_scale: Float(1.0), inverse: false, sections: [].into() };
         b.g.push(op, &[x, at]).unwrap()
     };
     let (halves, pairs) = (turn(op::RopeLayout::Halves), turn(op::RopeLayout::Interleaved));

@@ -39,7 +39,12 @@ fn cross_entropy(smoothing: f64, temperature: f64, softcap: Option<f64>) -> Op {
 
 fn rope(pairs: usize) -> Op {
     let inv_freq = vec![Float(1.0); pairs].into();
-    op::Rope { inv_freq, layout: op::RopeLayout::Halves, attn_scale: Float(1.0), inverse: false }.into()
+    op::Rope { inv_freq, layout: op::RopeLayout::Halves, attn_scale: Float(1.0), inverse: false, sections: [].into() }.into()
+}
+
+fn rope_in(sections: &[u32]) -> Op {
+    let Op::Rope(plain) = rope(3) else { unreachable!() };
+    op::Rope { sections: sections.into(), ..plain }.into()
 }
 
 fn infer(op: &Op, inputs: &[Type]) -> Result<Vec<Type>, Error> {
@@ -113,12 +118,17 @@ fn refusals() {
         (rope(3), vec![f(&[2, 1, 4]), i(&[2])]),
         (rope(1), vec![f(&[2, 4]), i(&[2])]),
         (rope(1), vec![f(&[2, 1, 4]), i(&[3])]),
+        (rope_in(&[1, 1]), vec![f(&[2, 1, 6]), i(&[2, 2])]),
+        (rope_in(&[3, 0]), vec![f(&[2, 1, 6]), i(&[2, 2])]),
+        (rope_in(&[1, 2]), vec![f(&[2, 1, 6]), i(&[2])]),
+        (rope_in(&[1, 2]), vec![f(&[2, 1, 6]), i(&[2, 3])]),
+        (rope_in(&[1, 2]), vec![f(&[2, 1, 6]), i(&[0, 2])]),
         (op::Attention { spec: attention(1.0, None) }.into(), vec![f(&[4, 3, 2]), f(&[4, 2, 2]), f(&[4, 2, 2]), i(&[4])]),
         (op::Attention { spec: attention(1.0, None) }.into(), vec![f(&[4, 2, 2]), f(&[4, 2, 2]), f(&[4, 2, 2]), i(&[3])]),
         (op::Attention { spec: attention(1.0, Some(0)) }.into(), vec![f(&[4, 2, 2]), f(&[4, 2, 2]), f(&[4, 2, 2]), i(&[4])]),
         (op::Attention { spec: attention(f64::NAN, None) }.into(), vec![f(&[4, 2, 2]), f(&[4, 2, 2]), f(&[4, 2, 2]), i(&[4])]),
-        (op::SwiGlu.into(), vec![f(&[2]), f(&[3])]),
-        (op::SwiGluBackward.into(), vec![f(&[2]), f(&[2])]),
+        (op::Glu(op::Gate::Silu).into(), vec![f(&[2]), f(&[3])]),
+        (op::GluBackward(op::Gate::GeluTanh).into(), vec![f(&[2]), f(&[2])]),
         (cross_entropy(1.0, 1.0, None), vec![f(&[2, 3]), f(&[5, 3]), i(&[2])]),
         (cross_entropy(0.0, 0.0, None), vec![f(&[2, 3]), f(&[5, 3]), i(&[2])]),
         (cross_entropy(0.0, 1.0, Some(-1.0)), vec![f(&[2, 3]), f(&[5, 3]), i(&[2])]),

@@ -24,6 +24,7 @@ mod tests;
 mod vector;
 
 pub use program::{Binary, Broadcast, Instr, InvalidProgram, Program, Unary};
+pub(crate) use scalar::erf;
 
 use crate::isa::Isa;
 use crate::pool::Pool;

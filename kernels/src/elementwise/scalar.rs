@@ -143,7 +143,7 @@ fn softplus(x: f32) -> f32 {
 
 /// Error function to about 1e-15 by the all-positive series
 /// `erf x = 2/sqrt(pi) e^(-x^2) sum 2^n x^(2n+1) / (2n+1)!!` (Abramowitz and Stegun 7.1.6).
-fn erf(x: f64) -> f64 {
+pub(crate) fn erf(x: f64) -> f64 {
     if x.is_nan() {
         return x;
     }

@@ -3,8 +3,10 @@
 //! Angles are `position as f32 * inv_freq`, rounded to `f32` as the reference models do; sine
 //! and cosine of that angle are within `2e-7` absolute, whatever its size. They are computed
 //! once for each token and used by all its heads. The output is overwritten and may be the
-//! input itself. The rotation is plain arithmetic that the compiler vectorizes at the pool's
-//! level: it moves far more bytes than it computes.
+//! input itself.
+//!
+//! A token may have several positions (time, height and width of a patch of an image): then each
+//! pair of dimensions says which of them turns it.
 
 mod scalar;
 #[cfg(test)]
@@ -12,8 +14,12 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 mod vector;
 
+use crate::gemm::scratch::with_scratch;
 use crate::isa::Isa;
 use crate::pool::Pool;
+
+/// Elements that are worth a task of their own.
+const GRAIN: usize = 16 * 1024;
 
 /// Which dimensions of a head rotate together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,9 +49,11 @@ pub struct Rope<'a> {
     pub attn_scale: f32,
     /// Rotate backwards: the gradient of the rotation.
     pub inverse: bool,
+    /// Which of a token's positions turns each pair; empty where a token has one.
+    pub rows: &'a [u8],
 }
 
-/// Rotates every head of token `i` by `positions[i]`.
+/// Rotates every head of token `i` by its positions, `positions[r * n + i]` for row `r`.
 #[track_caller]
 pub fn rope(pool: &Pool, rope: Rope<'_>, positions: &[i32], x: &[f32], out: &mut [f32]) {
     let len = rope.n * rope.heads * rope.head_dim;
@@ -61,35 +69,60 @@ pub fn rope(pool: &Pool, rope: Rope<'_>, positions: &[i32], x: &[f32], out: &mut
 /// not overlap.
 #[track_caller]
 pub unsafe fn rope_raw(pool: &Pool, rope: Rope<'_>, positions: &[i32], x: *const f32, out: *mut f32) {
-    assert_eq!(positions.len(), rope.n, "number of positions");
     assert!(
         rope.rotary_dim <= rope.head_dim && rope.rotary_dim.is_multiple_of(2),
         "rotary_dim must be even and at most head_dim"
     );
-    assert_eq!(rope.inv_freq.len(), rope.rotary_dim / 2, "number of frequencies");
+    let pairs = rope.rotary_dim / 2;
+    assert_eq!(rope.inv_freq.len(), pairs, "number of frequencies");
+    assert!(rope.rows.is_empty() || rope.rows.len() == pairs, "one row of positions for each pair");
+    let last = rope.rows.iter().max().map_or(0, |&row| usize::from(row));
+    assert!(positions.len() >= (last + 1) * rope.n && (last > 0 || positions.len() == rope.n), "number of positions");
     let width = rope.heads * rope.head_dim;
-    let per_task = (4096 / width.max(1)).max(1);
+    let per_task = (GRAIN / width.max(1)).max(1);
     let data = Buffers { x, out };
     pool.run(rope.n.div_ceil(per_task), &|task| {
         let data = &data;
-        // Reused by all tokens of the task; at most a few hundred floats.
-        let mut angles = vec![(0.0, 0.0); rope.rotary_dim / 2];
-        let range = task * per_task..rope.n.min((task + 1) * per_task);
-        for (token, &position) in range.clone().zip(&positions[range]) {
-            // SAFETY: the token lies inside both buffers; the input is read only by this task
-            // if it is also the output.
-            unsafe {
-                let (x, out) = (data.x.add(token * width), data.out.add(token * width));
-                match pool.isa() {
-                    #[cfg(target_arch = "x86_64")]
-                    isa @ (Isa::Avx2 | Isa::Avx512) => {
-                        vector::token(isa, &rope, position, &mut angles, x, out);
+        with_scratch(5 * pairs, |scratch| {
+            let (at, angles) = scratch.split_at_mut(pairs);
+            let (cos, sin) = angles.split_at_mut(2 * pairs);
+            for token in task * per_task..rope.n.min((task + 1) * per_task) {
+                if rope.rows.is_empty() {
+                    at.fill(positions[token] as f32);
+                } else {
+                    at.iter_mut().zip(rope.rows).for_each(|(at, &row)| *at = positions[usize::from(row) * rope.n + token] as f32);
+                }
+                // SAFETY: the token lies inside both buffers; the input is read only by this task
+                // if it is also the output.
+                unsafe {
+                    let (x, out) = (data.x.add(token * width), data.out.add(token * width));
+                    match pool.isa() {
+                        #[cfg(target_arch = "x86_64")]
+                        isa @ (Isa::Avx2 | Isa::Avx512) => {
+                            vector::angles(isa, &rope, at, &mut cos[..pairs], &mut sin[..pairs]);
+                            if rope.layout == Layout::Interleaved {
+                                spread(cos, sin, pairs);
+                            }
+                            vector::rotate(isa, &rope, cos, sin, x, out);
+                        }
+                        _ => {
+                            scalar::angles(&rope, at, cos, sin);
+                            scalar::rotate(&rope, cos, sin, x, out);
+                        }
                     }
-                    _ => scalar::token(&rope, position, &mut angles, x, out),
                 }
             }
-        }
+        });
     });
+}
+
+/// Repeats each cosine and sine for both of its neighbours, the first sine negative.
+#[cfg(target_arch = "x86_64")]
+fn spread(cos: &mut [f32], sin: &mut [f32], pairs: usize) {
+    for i in (0..pairs).rev() {
+        (cos[2 * i], cos[2 * i + 1]) = (cos[i], cos[i]);
+        (sin[2 * i], sin[2 * i + 1]) = (-sin[i], sin[i]);
+    }
 }
 
 /// Shared by tasks that touch disjoint tokens.

@@ -1,41 +1,75 @@
-//! The rotation compiled for wide vectors, with angles by [`math::sin_cos`].
+//! The rotation on vectors, with angles by [`math::sin_cos`].
 
-use super::{Rope, scalar};
-use crate::simd::{math, simd_fn};
+use super::{Layout, Rope, scalar};
+use crate::simd::{Simd, math, simd_fn};
 
 /// Beyond this the reduction of [`math::sin_cos`] is no longer promised.
 const LARGEST: f32 = 1e6;
 
 simd_fn! {
-    /// As [`scalar::token`], with the same contract; callers uphold it.
-    fn compiled<S>(_s, rope: &Rope<'_>, position: i32, angles: &mut [(f32, f32)], x: *const f32, out: *mut f32) {
-        let position = position as f32;
-        for (angle, &inv_freq) in angles.iter_mut().zip(rope.inv_freq) {
-            let (sin, cos) = math::sin_cos(position * inv_freq);
-            *angle = scalar::scaled(rope, cos, sin);
+    /// As [`scalar::angles`].
+    pub(super) fn angles<S>(_s, rope: &Rope<'_>, at: &[f32], cos: &mut [f32], sin: &mut [f32]) {
+        let mut largest = 0.0f32;
+        for (((&at, &inv_freq), cos), sin) in at.iter().zip(rope.inv_freq).zip(cos.iter_mut()).zip(sin.iter_mut()) {
+            let angle = at * inv_freq;
+            let (s, c) = math::sin_cos(angle);
+            (*cos, *sin) = scalar::scaled(rope, c, s);
+            largest = largest.max(angle.abs());
         }
-        if rope.inv_freq.iter().any(|inv_freq| (position * inv_freq).abs() > LARGEST) {
-            for (angle, &inv_freq) in angles.iter_mut().zip(rope.inv_freq) {
-                let (sin, cos) = (position * inv_freq).sin_cos();
-                *angle = scalar::scaled(rope, cos, sin);
-            }
+        if largest > LARGEST {
+            scalar::angles(rope, at, cos, sin);
         }
-        // SAFETY: promised by the callers of `token`.
-        unsafe { scalar::rotate(rope, angles, x, out) }
     }
 }
 
-/// As [`scalar::token`].
-///
+simd_fn! {
+    /// As [`scalar::rotate`], for neighbours with each cosine twice and each sine twice, first negative. Callers uphold its contract.
+    pub(super) fn rotate<S>(s, rope: &Rope<'_>, cos: &[f32], sin: &[f32], x: *const f32, out: *mut f32) {
+        let turned = rope.rotary_dim;
+        assert!(cos.len() >= turned && sin.len() >= turned);
+        for head in 0..rope.heads {
+            // SAFETY: every access is below `head_dim` of a head of the token, or below `rotary_dim` of the angles.
+            unsafe {
+                let (x, out) = (x.add(head * rope.head_dim), out.add(head * rope.head_dim));
+                match rope.layout {
+                    Layout::Halves => halves(s, turned / 2, cos.as_ptr(), sin.as_ptr(), x, out),
+                    Layout::Interleaved => neighbours(s, turned, cos.as_ptr(), sin.as_ptr(), x, out),
+                }
+                if turned < rope.head_dim {
+                    std::ptr::copy(x.add(turned), out.add(turned), rope.head_dim - turned);
+                }
+            }
+        }
+    }
+}
+
 /// # Safety
-/// `x` is readable and `out` writable for one token; they are equal or do not overlap.
-pub(super) unsafe fn token(
-    isa: crate::isa::Isa,
-    rope: &Rope<'_>,
-    position: i32,
-    angles: &mut [(f32, f32)],
-    x: *const f32,
-    out: *mut f32,
-) {
-    compiled(isa, rope, position, angles, x, out);
+/// Angles are readable for `half` floats, `x` and `out` for twice as many; these are equal or do not overlap.
+#[inline(always)]
+unsafe fn halves<S: Simd>(s: S, half: usize, cos: *const f32, sin: *const f32, x: *const f32, out: *mut f32) {
+    for i in (0..half).step_by(S::LANES) {
+        let n = half - i;
+        // SAFETY: below `half` of each half.
+        unsafe {
+            let (cos, sin) = (s.load_up_to(cos.add(i), n), s.load_up_to(sin.add(i), n));
+            let (a, b) = (s.load_up_to(x.add(i), n), s.load_up_to(x.add(half + i), n));
+            s.store_up_to(out.add(i), n, s.fnma(b, sin, s.mul(a, cos)));
+            s.store_up_to(out.add(half + i), n, s.fma(a, sin, s.mul(b, cos)));
+        }
+    }
+}
+
+/// # Safety
+/// All are readable, and `out` writable, for `turned` floats; `x` and `out` are equal or do not overlap.
+#[inline(always)]
+unsafe fn neighbours<S: Simd>(s: S, turned: usize, cos: *const f32, sin: *const f32, x: *const f32, out: *mut f32) {
+    for i in (0..turned).step_by(S::LANES) {
+        let n = turned - i;
+        // SAFETY: below `turned`.
+        unsafe {
+            let (cos, sin) = (s.load_up_to(cos.add(i), n), s.load_up_to(sin.add(i), n));
+            let x = s.load_up_to(x.add(i), n);
+            s.store_up_to(out.add(i), n, s.fma(s.swap_pairs(x), sin, s.mul(x, cos)));
+        }
+    }
 }

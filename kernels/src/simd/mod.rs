@@ -91,6 +91,9 @@ pub(crate) trait Simd: Copy {
     /// Mantissa in `[1, 2)` and exponent of positive finite numbers, subnormal ones included.
     fn split(self, x: Self::F) -> (Self::F, Self::F);
 
+    /// Every two neighbours exchanged.
+    fn swap_pairs(self, a: Self::F) -> Self::F;
+
     /// Sum of the lanes in a fixed order.
     fn sum(self, a: Self::F) -> f32;
 

@@ -3,7 +3,7 @@
 //! exhaustive, so a missing piece does not compile.
 //!
 //! Primitives: elementwise, layout, reduce, gather, top-k, matmul. Composites with kernels of their own: linear, low-rank-linear, grouped-linear,
-//! embed, norm, rope, attention, swiglu, cross-entropy, the distribution of a head, dropout.
+//! embed, norm, rope, attention, glu, cross-entropy, the distribution of a head, dropout.
 
 mod attention;
 mod cross_entropy;
@@ -13,6 +13,7 @@ mod elementwise;
 mod embed;
 mod fused;
 mod gather;
+mod glu;
 mod grouped_linear;
 mod identity;
 mod layout;
@@ -23,7 +24,6 @@ mod matmul;
 mod norm;
 mod reduce;
 mod rope;
-mod swiglu;
 mod top_k;
 
 pub use attention::{Attention, AttentionBackward, AttentionSpec, CachedAttention};
@@ -34,6 +34,7 @@ pub use elementwise::{Binary, BinaryOp, Cast, Select, Unary, UnaryOp};
 pub use embed::{Embed, EmbedDw};
 pub use fused::{Fused, Instr, Span};
 pub use gather::{GatherRows, ScatterRows};
+pub use glu::{Gate, Glu, GluBackward};
 pub use grouped_linear::{GroupedLinear, GroupedLinearDw, GroupedLinearDx};
 pub use identity::{Part, Read, StopGrad};
 pub use layout::{Concat, Expand, Pad, Permute, Reshape, Slice};
@@ -44,7 +45,6 @@ pub use matmul::MatMul;
 pub use norm::{RmsNorm, RmsNormDw, RmsNormDx};
 pub use reduce::{Reduce, ReduceOp, SegmentReduce, Softmax, SoftmaxDx};
 pub use rope::{Rope, RopeLayout};
-pub use swiglu::{SwiGlu, SwiGluBackward};
 pub use top_k::{GatherLast, ScatterLast, TopK};
 
 use crate::autodiff::Backward;
@@ -217,9 +217,9 @@ ops! {
     /// Attention that extends and reads a KV cache.
     CachedAttention,
     /// silu(gate) * up.
-    SwiGlu,
+    Glu,
     /// Its gradients.
-    SwiGluBackward,
+    GluBackward,
     /// Output projection and cross-entropy without logits in memory.
     LinearCrossEntropy,
     /// Its gradients.

@@ -43,7 +43,7 @@ pub fn before_autodiff(g: &Graph) -> Result<Graph> {
     let g = algebra(g, GradientsDone::No)?;
     let g = cse(&g)?;
     let g = patterns::dora_norm(&g)?;
-    let g = patterns::swiglu(&g)?;
+    let g = patterns::glu(&g)?;
     let g = epilogues(&g)?;
     // Rewrites may have made equal nodes.
     cse(&g)
@@ -57,7 +57,7 @@ pub fn after_autodiff(g: &Graph, options: &Options) -> Result<Graph> {
     let g = algebra(g, GradientsDone::Yes)?;
     let g = cse(&g)?;
     let g = patterns::dora_norm(&g)?;
-    let g = patterns::swiglu(&g)?;
+    let g = patterns::glu(&g)?;
     let g = algebra(&epilogues(&g)?, GradientsDone::Yes)?;
     let g = dead_code(&patterns::low_rank(&cse(&g)?)?)?;
     let g = recompute(&schedule(&g)?, options.recompute)?;

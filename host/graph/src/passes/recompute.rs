@@ -112,7 +112,7 @@ fn free(g: &Graph, id: NodeId) -> bool {
 fn is_cheap(g: &Graph, id: NodeId) -> bool {
     match &g.node(id).op {
         Op::Unary(_) | Op::Binary(_) | Op::Select(_) | Op::Cast(_) | Op::Fused(_) | Op::Expand(_) => true,
-        Op::RmsNorm(_) | Op::SwiGlu(_) | Op::Rope(_) | Op::Dropout(_) => true,
+        Op::RmsNorm(_) | Op::Glu(_) | Op::Rope(_) | Op::Dropout(_) => true,
         // A permuted, sliced or repeated value is a copy of something.
         Op::Permute(_) | Op::Slice(_) | Op::Concat(_) | Op::Pad(_) | Op::GatherRows(_) | Op::Embed(_) => true,
         Op::Part(_) => is_cheap(g, g.node(id).inputs[0]),

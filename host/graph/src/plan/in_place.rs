@@ -10,9 +10,9 @@ pub fn in_place_inputs(g: &Graph, node: &Node, output: usize) -> Vec<usize> {
     let candidates: Vec<usize> = match &node.op {
         Op::Fused(f) => (0..f.spans.len()).filter(|&i| f.spans[i] == Span::Full).collect(),
         Op::Unary(_) | Op::Cast(_) | Op::Dropout(_) | Op::Rope(_) | Op::ScatterRows(_) => vec![0],
-        Op::Binary(_) | Op::SwiGlu(_) => vec![0, 1],
+        Op::Binary(_) | Op::Glu(_) => vec![0, 1],
         Op::Select(_) => vec![0, 1, 2],
-        Op::SwiGluBackward(_) => vec![output, 1 - output, 2],
+        Op::GluBackward(_) => vec![output, 1 - output, 2],
         Op::Linear(l) if l.addend => vec![node.inputs.len() - 1],
         Op::LinearDx(l) if l.addend => vec![2],
         Op::LowRankLinear(l) if l.addend => vec![node.inputs.len() - 1],

@@ -289,18 +289,27 @@ fn layers() -> Vec<(&'static str, Build)> {
             cases.push(case("rope", move |c| {
                 let (x, at) = (c.rows(&[3, 2, 6]), c.tokens("positions", &[0, 5, 2]));
                 let inv_freq = [Float(1.0), Float(0.1)].into();
-                c.push(op::Rope { inv_freq, layout, attn_scale: Float(1.2), inverse }, &[x, at])
+                c.push(op::Rope { inv_freq, layout, attn_scale: Float(1.2), inverse, sections: [].into() }, &[x, at])
+            }));
+            cases.push(case("rope in sections", move |c| {
+                let x = c.x(&[3, 2, 8]);
+                let at = c.ints("positions", &[0, 5, 2, 1, 0, 3]);
+                let at = c.g.reshape(at, shape(&[2, 3])).unwrap();
+                let (inv_freq, sections) = ([Float(1.0), Float(0.3), Float(0.1)].into(), [1, 1, 1].into());
+                c.push(op::Rope { inv_freq, layout, attn_scale: Float(1.2), inverse, sections }, &[x, at])
             }));
         }
     }
-    cases.push(case("swiglu", |c| {
-        let (gate, up) = (c.x(&[2, 3]), c.x(&[2, 3]));
-        c.push(op::SwiGlu, &[gate, up])
-    }));
-    cases.push(case("swiglu, one side", |c| {
+    for gate in op::Gate::ALL {
+        cases.push(case("glu", move |c| {
+            let (x, up) = (c.x(&[2, 3]), c.x(&[2, 3]));
+            c.push(op::Glu(gate), &[x, up])
+        }));
+    }
+    cases.push(case("glu, one side", |c| {
         let (gate, up) = (c.frozen(&[2, 3]), c.x(&[2, 3]));
         let gate = c.push(op::Read, &[gate]);
-        c.push(op::SwiGlu, &[gate, up])
+        c.push(op::Glu(op::Gate::Silu), &[gate, up])
     }));
     cases.push(case("embed", |c| {
         let (w, ids) = (c.weight(&[4, 3]), c.tokens("ids", &[1, 3, 1]));

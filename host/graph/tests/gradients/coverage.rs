@@ -51,7 +51,7 @@ fn gradient(op: &Op) -> Gradient {
         | Op::RmsNorm(_)
         | Op::Rope(_)
         | Op::Attention(_)
-        | Op::SwiGlu(_)
+        | Op::Glu(_)
         | Op::LinearCrossEntropy(_)
         | Op::LinearStatistic(_)
         | Op::LinearDivergence(_)
@@ -70,7 +70,7 @@ fn gradient(op: &Op) -> Gradient {
         | Op::RmsNormDw(_)
         | Op::AttentionBackward(_)
         | Op::CachedAttention(_)
-        | Op::SwiGluBackward(_)
+        | Op::GluBackward(_)
         | Op::LinearCrossEntropyBackward(_)
         | Op::LinearStatisticBackward(_)
         | Op::LinearDivergenceBackward(_) => Gradient::Refused,
@@ -118,7 +118,7 @@ fn others(c: &mut Case) -> Vec<(Op, Vec<swift_graph::NodeId>)> {
         (op::RmsNormDw.into(), vec![x, column, x]),
         (op::AttentionBackward { spec: spec.clone() }.into(), vec![q, q, q, ids, q, lse, q]),
         (op::CachedAttention { spec, k_cache: cache, v_cache: cache }.into(), vec![q, q, q, ids, ids, pages]),
-        (op::SwiGluBackward.into(), vec![x, x, x]),
+        (op::GluBackward(op::Gate::Silu).into(), vec![x, x, x]),
         (op::LinearCrossEntropyBackward { spec: ce, weight_grad: true }.into(), vec![x, w, ids, column, column]),
         (op::LinearStatisticBackward { forward: entropy, weight_grad: true }.into(), vec![x, w, column, column, column]),
         (

@@ -26,6 +26,7 @@ fn llama(c: &mut Case) -> NodeId {
         layout: op::RopeLayout::Halves,
         attn_scale: Float(1.0),
         inverse: false,
+        sections: [].into(),
     };
     let mut x = c.push(op::Embed, &[table, ids]);
     for layer in 0..2 {
@@ -48,7 +49,7 @@ fn llama(c: &mut Case) -> NodeId {
         let h = c.push(norm.clone(), &[x, w]);
         let (gate, up, down) = (c.weight(&[FF, D]), c.weight(&[FF, D]), c.weight(&[D, FF]));
         let (gate, up) = (c.g.linear(h, gate).unwrap(), c.g.linear(h, up).unwrap());
-        let h = c.push(op::SwiGlu, &[gate, up]);
+        let h = c.push(op::Glu(op::Gate::Silu), &[gate, up]);
         let h = c.g.linear(h, down).unwrap();
         x = c.g.add(x, h).unwrap();
         c.g.pop_scope();

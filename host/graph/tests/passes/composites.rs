@@ -205,16 +205,18 @@ fn gradients_that_meet_become_a_chain() {
 }
 
 #[test]
-fn a_gated_activation_is_swiglu_in_either_order() {
+fn a_gated_activation_is_a_unit_in_either_order() {
     for flip in [false, true] {
-        let mut g = Graph::default();
-        let (gate, up) = (rows(&mut g, "gate", 4), rows(&mut g, "up", 4));
-        let s = g.unary(UnaryOp::Sigmoid, gate).unwrap();
-        let s = g.mul(gate, s).unwrap();
-        let y = if flip { g.mul(up, s) } else { g.mul(s, up) }.unwrap();
-        g.outputs.push(("y".into(), y));
-        let after = check(&g, &passes::before_autodiff(&g).unwrap(), "swiglu");
-        assert_eq!((count(&after, "swiglu"), after.len()), (1, 3));
+        for f in [UnaryOp::Sigmoid, UnaryOp::Silu, UnaryOp::GeluTanh, UnaryOp::GeluErf] {
+            let mut g = Graph::default();
+            let (gate, up) = (rows(&mut g, "gate", 4), rows(&mut g, "up", 4));
+            let s = g.unary(f, gate).unwrap();
+            let s = if f == UnaryOp::Sigmoid { g.mul(gate, s).unwrap() } else { s };
+            let y = if flip { g.mul(up, s) } else { g.mul(s, up) }.unwrap();
+            g.outputs.push(("y".into(), y));
+            let after = check(&g, &passes::before_autodiff(&g).unwrap(), "glu");
+            assert_eq!((count(&after, "glu"), after.len()), (1, 3));
+        }
     }
 }
 

@@ -110,6 +110,7 @@ impl Model<'_> {
             layout: op::RopeLayout::Halves,
             attn_scale: Float(1.0),
             inverse: false,
+            sections: [].into(),
         };
         let q = self.g.push(rope.clone(), &[q, positions])?;
         let kk = self.g.push(rope, &[kk, positions])?;

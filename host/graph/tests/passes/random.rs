@@ -61,9 +61,9 @@ fn random_graph(seed: u64) -> Graph {
                 let flat = g.unary(UnaryOp::Sin, flat).unwrap();
                 g.reshape(flat, ty.shape.clone())
             }
-            10 => g.push(op::SwiGlu, &[a, b]),
+            10 => g.push(op::Glu(op::Gate::ALL[noise.below(3)]), &[a, b]),
             11 => {
-                let d = g.push(op::SwiGluBackward, &[a, b, c]).unwrap();
+                let d = g.push(op::GluBackward(op::Gate::ALL[noise.below(3)]), &[a, b, c]).unwrap();
                 let up = g.part(d, 1).unwrap();
                 if noise.below(2) == 0 { Ok(up) } else { g.add(d, up) }
             }

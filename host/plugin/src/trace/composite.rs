@@ -115,9 +115,6 @@ pub(super) fn layer_norm(
 }
 
 pub(super) fn rope(spec: &RopeSpec) -> Traced<op::Rope> {
-    if !spec.sections.is_empty() {
-        return Err(Fault::unsupported("rope with sections"));
-    }
     positive("rope", "attn-scale", spec.attn_scale)?;
     if spec.inv_freq.is_empty() || spec.inv_freq.iter().any(|f| !f.is_finite()) {
         return Err(Fault::new(ErrorCode::BadConfig, "rope: inv-freq must be a list of finite numbers, one per pair"));
@@ -130,6 +127,7 @@ pub(super) fn rope(spec: &RopeSpec) -> Traced<op::Rope> {
         },
         attn_scale: spec.attn_scale.into(),
         inverse: false,
+        sections: spec.sections.as_slice().into(),
     })
 }
 

@@ -1,8 +1,8 @@
 //! The cases: sizes of models that people train on such machines, and arrays past the caches.
 
 use swift_graph::op::{
-    Attention, AttentionBackward, AttentionSpec, BinaryOp, CrossEntropySpec, GatherRows, Linear, LinearCrossEntropy, LinearDw,
-    LinearDx, MatMul, RmsNorm, RmsNormDx, Rope, RopeLayout, ScatterRows, Softmax, SwiGlu, SwiGluBackward, UnaryOp,
+    Attention, AttentionBackward, AttentionSpec, BinaryOp, CrossEntropySpec, GatherRows, Gate, Glu, GluBackward, Linear, LinearCrossEntropy, LinearDw,
+    LinearDx, MatMul, RmsNorm, RmsNormDx, Rope, RopeLayout, ScatterRows, Softmax, UnaryOp,
 };
 use swift_graph::{DType, Dim, Float, Graph, NodeId, ParamInfo, Target, Type};
 use swift_kernels::linear::int8::repacked_bytes;
@@ -262,11 +262,11 @@ fn memory() -> Vec<Build> {
         }),
         streamed("swiglu", 3, |c| {
             let (gate, up) = (c.x(&SHAPE)?, c.x(&SHAPE)?);
-            Ok(c.graph.push(SwiGlu, &[gate, up])?)
+            Ok(c.graph.push(Glu(Gate::Silu), &[gate, up])?)
         }),
         streamed("swiglu-backward", 5, |c| {
             let (gate, up, d) = (c.x(&SHAPE)?, c.x(&SHAPE)?, c.x(&SHAPE)?);
-            let d_gate = c.graph.push(SwiGluBackward, &[gate, up, d])?;
+            let d_gate = c.graph.push(GluBackward(Gate::Silu), &[gate, up, d])?;
             let d_up = c.graph.part(d_gate, 1)?;
             c.keep(d_up)?;
             Ok(d_gate)
@@ -287,7 +287,8 @@ fn memory() -> Vec<Build> {
             let head = 64;
             let (x, positions) = (c.x(&[ROWS, COLS / head, head])?, c.whole(ROWS, |i| i as i32 % 2048)?);
             let inv_freq: Vec<Float> = (0..head / 2).map(|i| Float(1e4f64.powf(-2.0 * i as f64 / head as f64))).collect();
-            let rope = Rope { inv_freq: inv_freq.into(), layout: RopeLayout::Halves, attn_scale: Float(1.0), inverse: false };
+            let (layout, attn_scale, sections) = (RopeLayout::Halves, Float(1.0), [].into());
+            let rope = Rope { inv_freq: inv_freq.into(), layout, attn_scale, inverse: false, sections };
             Ok(c.graph.push(rope, &[x, positions])?)
         }),
         streamed("gather-rows", 2, |c| {

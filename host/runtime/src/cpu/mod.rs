@@ -16,6 +16,7 @@ mod embed;
 mod executable;
 mod fused;
 mod gather;
+mod glu;
 mod grouped_linear;
 mod identity;
 mod layout;
@@ -28,7 +29,6 @@ mod norm;
 mod prepare;
 mod reduce;
 mod rope;
-mod swiglu;
 mod top_k;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -170,8 +170,8 @@ kernels! {
     Attention(attention::Attention),
     AttentionGradient(attention::AttentionGradient),
     CacheAttention(attention::CacheAttention),
-    SwiGlu(swiglu::SwiGlu),
-    SwiGluGradient(swiglu::SwiGluGradient),
+    Glu(glu::Glu),
+    GluGradient(glu::GluGradient),
     CrossEntropy(cross_entropy::CrossEntropy),
     CrossEntropyGradient(cross_entropy::CrossEntropyGradient),
     Statistic(distribution::Statistic),
@@ -227,8 +227,8 @@ fn prepare_launch(p: &mut Prepare<'_, '_>) -> Result<Kernel> {
         Op::Attention(op) => attention::forward(&op.spec, p),
         Op::AttentionBackward(op) => attention::backward(&op.spec, p),
         Op::CachedAttention(op) => attention::cached(op, p),
-        Op::SwiGlu(_) => swiglu::forward(p),
-        Op::SwiGluBackward(_) => swiglu::backward(p),
+        Op::Glu(op) => glu::forward(op, p),
+        Op::GluBackward(op) => glu::backward(op, p),
         Op::LinearCrossEntropy(op) => cross_entropy::forward(op, p),
         Op::LinearCrossEntropyBackward(op) => cross_entropy::backward(op, p),
         Op::LinearStatistic(op) => distribution::statistic(op, p),

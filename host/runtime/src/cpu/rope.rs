@@ -18,6 +18,8 @@ pub(crate) struct Rotation {
     layout: Layout,
     attn_scale: f32,
     inverse: bool,
+    /// Row of the positions for each pair.
+    rows: Box<[u8]>,
     x: Ref,
     positions: Ref,
     out: Ref,
@@ -34,6 +36,7 @@ impl Rotation {
             inv_freq: &self.inv_freq,
             attn_scale: self.attn_scale,
             inverse: self.inverse,
+            rows: &self.rows,
         };
         // SAFETY: both have n * heads * head_dim elements and are equal or disjoint; checked when the launch was prepared.
         unsafe { rope_raw(m.pool, rope, m.i32(self.positions), m.ptr(self.x), m.ptr(self.out)) };
@@ -52,5 +55,6 @@ pub(super) fn prepare(op: &RopeOp, p: &mut Prepare<'_, '_>) -> Result<Kernel> {
     let (n, heads, head_dim) = (dims[0], dims[1], dims[2]);
     let attn_scale = op.attn_scale.0 as f32;
     let inverse = op.inverse;
-    Ok(Kernel::Rotation(Rotation { n, heads, head_dim, inv_freq, layout, attn_scale, inverse, x, positions, out }))
+    let rows = op.row_of_pair(p.dims(1)?[0]).into();
+    Ok(Kernel::Rotation(Rotation { n, heads, head_dim, inv_freq, layout, attn_scale, inverse, rows, x, positions, out }))
 }

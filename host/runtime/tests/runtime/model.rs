@@ -47,7 +47,8 @@ fn model(base: Format) -> Result<Model> {
         let q = c.g.add(plain, low)?;
         let (k, v) = (c.g.linear(x, k)?, c.g.linear(x, v)?);
         let inv_freq: Vec<Float> = [1.0f32, 0.1, 0.01, 0.001].map(Float::from).to_vec();
-        let rope = Rope { inv_freq: inv_freq.into(), layout: RopeLayout::Halves, attn_scale: Float(1.0), inverse: false };
+        let (layout, attn_scale, sections) = (RopeLayout::Halves, Float(1.0), [].into());
+        let rope = Rope { inv_freq: inv_freq.into(), layout, attn_scale, inverse: false, sections };
         let split = |c: &mut Case, x| c.g.reshape(x, rows(&[heads, d / heads]).into());
         let (q, k, v) = (split(&mut c, q)?, split(&mut c, k)?, split(&mut c, v)?);
         let (q, k) = (c.g.push(rope.clone(), &[q, positions])?, c.g.push(rope, &[k, positions])?);

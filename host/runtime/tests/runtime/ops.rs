@@ -141,8 +141,8 @@ fn chains_run_in_place() {
     let z = c.g.mul(y, y).unwrap();
     let gate = c.g.sub(z, x).unwrap();
     let up = c.g.unary(UnaryOp::Sin, gate).unwrap();
-    let h = c.g.push(SwiGlu, &[gate, up]).unwrap();
-    let h = c.g.push(SwiGlu, &[h, h]).unwrap();
+    let h = c.g.push(Glu(Gate::Silu), &[gate, up]).unwrap();
+    let h = c.g.push(Glu(Gate::Silu), &[h, h]).unwrap();
     let key = c.i(dims(&[2]), vec![3, 4]);
     let h = c.g.push(Dropout { rate: Float(0.3), stream: 5 }, &[h, key]).unwrap();
     c.all(Unary(UnaryOp::Abs), &[h]);
@@ -358,7 +358,14 @@ fn rotations() {
         let x = c.x(rows(&[3, 12]));
         let positions = c.i(rows(&[]), (0..N as i32).map(|i| i * 3).collect());
         let inv_freq = [1.0f32, 0.3, 0.05, 0.001].map(Float::from).to_vec().into();
-        let rope = |inverse| Rope { inv_freq: std::sync::Arc::clone(&inv_freq), layout, attn_scale: Float(1.25), inverse };
+        let rope = |inverse| {
+            let (inv_freq, sections) = (std::sync::Arc::clone(&inv_freq), [].into());
+            Rope { inv_freq, layout, attn_scale: Float(1.25), inverse, sections }
+        };
+        let places = c.i([dims(&[3]), rows(&[])].concat(), (0..3 * N as i32).map(|i| i * 7 % 50).collect());
+        for sections in [vec![1, 1, 2], vec![1, 1, 1, 1], vec![3, 1]] {
+            c.all(Rope { sections: sections.into(), ..rope(false) }, &[x, places]);
+        }
         let turned = c.all(rope(false), &[x, positions]);
         c.all(rope(true), &[turned, positions]);
         let fresh = c.g.scale(x, 2.0).unwrap();
@@ -438,19 +445,21 @@ fn attention_over_a_cache() {
 }
 
 #[test]
-fn swiglu() {
-    let mut c = Case::new();
-    let (gate, up, d) = (c.x_in(rows(&[70]), -4.0, 4.0), c.x(rows(&[70])), c.x(rows(&[70])));
-    c.all(SwiGlu, &[gate, up]);
-    c.all(SwiGluBackward, &[gate, up, d]);
-    // Inputs that die here: the outputs lie over them.
-    let (a, b) = (c.g.scale(gate, 0.5).unwrap(), c.g.scale(up, 0.5).unwrap());
-    c.all(SwiGluBackward, &[a, b, d]);
-    let a = c.g.scale(gate, 0.25).unwrap();
-    c.all(SwiGluBackward, &[a, up, d]);
-    let b = c.g.scale(up, 0.25).unwrap();
-    c.all(SwiGlu, &[gate, b]);
-    c.check();
+fn glu() {
+    for f in Gate::ALL {
+        let mut c = Case::new();
+        let (gate, up, d) = (c.x_in(rows(&[70]), -4.0, 4.0), c.x(rows(&[70])), c.x(rows(&[70])));
+        c.all(Glu(f), &[gate, up]);
+        c.all(GluBackward(f), &[gate, up, d]);
+        // Inputs that die here: the outputs lie over them.
+        let (a, b) = (c.g.scale(gate, 0.5).unwrap(), c.g.scale(up, 0.5).unwrap());
+        c.all(GluBackward(f), &[a, b, d]);
+        let a = c.g.scale(gate, 0.25).unwrap();
+        c.all(GluBackward(f), &[a, up, d]);
+        let b = c.g.scale(up, 0.25).unwrap();
+        c.all(Glu(f), &[gate, b]);
+        c.check();
+    }
 }
 
 #[test]
@@ -517,7 +526,7 @@ fn unread_outputs_go_to_scratch() {
     let x = c.x(rows(&[16]));
     let y = c.g.push(RmsNorm { eps: Float(1e-5), unit_offset: false, weight: false }, &[x]).unwrap();
     let up = c.x(rows(&[16]));
-    let d_gate = c.g.push(SwiGluBackward, &[y, up, x]).unwrap();
+    let d_gate = c.g.push(GluBackward(Gate::Silu), &[y, up, x]).unwrap();
     let d_up = c.g.part(d_gate, 1).unwrap();
     c.out(d_up);
     c.check();

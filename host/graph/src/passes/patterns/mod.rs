@@ -2,10 +2,10 @@
 
 mod dora_norm;
 mod epilogue;
+mod glu;
 mod low_rank;
-mod swiglu;
 
 pub use dora_norm::dora_norm;
 pub use epilogue::epilogue;
+pub use glu::glu;
 pub use low_rank::low_rank;
-pub use swiglu::swiglu;
