@@ -26,6 +26,7 @@ pub mod layout;
 pub mod linear;
 pub mod lora;
 pub mod norm;
+pub mod pages;
 pub mod pool;
 pub mod quant;
 pub mod random;

@@ -73,10 +73,21 @@ simd_fn! {
 }
 
 simd_fn! {
-    pub(super) fn scale<S>(s, x: &[f32], out: &mut [f32]) {
+    pub(super) fn scale<S>(s, x: &[f32], out: &mut [f32], stream: bool) {
         let len = x.len().min(out.len());
         let by = s.splat(1.5);
-        // SAFETY: both slices have `len` elements and do not overlap.
-        unsafe { crate::simd::map(s, x.as_ptr(), out.as_mut_ptr(), len, |x| s.mul(x, by)) };
+        let (x, out) = (x.as_ptr(), out.as_mut_ptr());
+        let first = if stream { out.align_offset(S::LANES * size_of::<f32>()).min(len) } else { len };
+        let whole = (len - first) / S::LANES * S::LANES;
+        // SAFETY: both slices have `len` elements and do not overlap; stores past the caches are aligned.
+        unsafe {
+            crate::simd::map(s, x, out, first, |x| s.mul(x, by));
+            for i in (first..first + whole).step_by(S::LANES) {
+                s.store_stream(out.add(i), s.mul(s.load(x.add(i)), by));
+            }
+            crate::simd::fence();
+            let last = first + whole;
+            crate::simd::map(s, x.add(last), out.add(last), len - last, |x| s.mul(x, by));
+        }
     }
 }

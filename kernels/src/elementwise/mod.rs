@@ -1,9 +1,11 @@
 //! Fused elementwise programs: a straight-line list of operations, run tile by tile in cache.
 //!
 //! A [`Program`] is in single-assignment form: instruction `i` writes register `i`.
-//! A register holds one tile of a logical `[rows, cols]` matrix (at most [`TILE`] floats,
-//! so that a dozen live ones fit the first-level cache); values that do not depend on
-//! the tile are computed once per task. Inputs may be broadcast, outputs are full.
+//! A register holds one tile of a logical `[rows, cols]` matrix (at most [`TILE`] floats, fewer where
+//! many are live, so that all of them fit the first-level cache); values that do not depend on
+//! the tile are one number, computed once per task. Inputs may be broadcast, outputs are full. While a tile is
+//! computed the operands of the next one are fetched, a part after each instruction, so that memory
+//! and arithmetic overlap.
 //!
 //! The operations overwrite their outputs. Error of the vector code against the correctly
 //! rounded result is at most `2e-6` relative, except for `Sin`, `Cos` (`2e-6` absolute) and
@@ -26,12 +28,19 @@ mod vector;
 pub use program::{Binary, Broadcast, Instr, InvalidProgram, Program, Unary};
 pub(crate) use scalar::erf;
 
+use crate::gemm::scratch::with_scratch;
 use crate::isa::Isa;
 use crate::pool::Pool;
-use program::{Place, Plan};
+use program::{Place, Plan, Register};
 
-/// Most floats of one register tile.
-pub const TILE: usize = 512;
+/// Most floats of one register tile: what an instruction costs beside its loop is small against 8 KiB.
+pub const TILE: usize = 2048;
+
+/// Floats of all live tiles: most of a first-level cache of 32 KiB, or two thirds of one of 48.
+const LIVE: usize = 8 * 1024;
+
+/// Floats of a cache line.
+const LINE: usize = 16;
 
 /// Elements that are worth a task of their own.
 const GRAIN: usize = 16 * 1024;
@@ -118,26 +127,33 @@ pub unsafe fn run_raw(pool: &Pool, program: &Program, rows: usize, cols: usize, 
     let flat = program.inputs.iter().all(|input| matches!(input, Broadcast::Full | Broadcast::Scalar));
     let (rows, cols) = if flat { (1, rows * cols) } else { (rows, cols) };
     let plan = Plan::new(program);
-    let tile_cols = cols.min(TILE);
-    let tile_rows = (TILE / cols).clamp(1, rows);
+    let tile = (LIVE / plan.live.max(1)).clamp(8 * LINE, TILE) / LINE * LINE;
+    // Tiles across are about equal, and of whole lines.
+    let tile_cols = cols.div_ceil(cols.div_ceil(tile)).next_multiple_of(LINE).min(cols);
+    let tile_rows = (tile / cols).clamp(1, rows);
     let (down, across) = (rows.div_ceil(tile_rows), cols.div_ceil(tile_cols));
     let per_task = GRAIN.div_ceil(tile_rows * tile_cols);
     let tiles = down * across;
-    let run = Run { program, plan: &plan, cols, inputs, outputs };
+    let isa = pool.isa();
+    let run = Run { program, plan: &plan, isa, tile, cols, inputs, outputs };
+    let area = |index: usize| {
+        let (row, col) = (index / across * tile_rows, index % across * tile_cols);
+        Area { row, rows: tile_rows.min(rows - row), col, cols: tile_cols.min(cols - col) }
+    };
     pool.run(tiles.div_ceil(per_task), &|task| {
         let run = &run;
-        let mut scratch = vec![0.0; plan.slots * TILE];
-        let mut registers = vec![std::ptr::null(); program.instrs.len()];
-        let isa = pool.isa();
-        // SAFETY: the scratch has a tile for every slot of the plan, registers one entry for each
-        // instruction; the rest is promised by the caller.
-        unsafe { run.invariants(isa, &mut scratch, &mut registers) };
-        for tile in task * per_task..tiles.min((task + 1) * per_task) {
-            let (row, col) = (tile / across * tile_rows, tile % across * tile_cols);
-            let area = Area { row, rows: tile_rows.min(rows - row), col, cols: tile_cols.min(cols - col) };
-            // SAFETY: the area lies inside the matrix and tiles do not overlap; as above.
-            unsafe { run.tile(isa, area, &mut scratch, &mut registers) };
-        }
+        with_scratch(plan.slots * tile, |scratch| {
+            let mut registers = vec![Register::new(std::ptr::null(), false); program.instrs.len()];
+            // SAFETY: the scratch has a tile for every slot of the plan, registers one entry for each
+            // instruction; the rest is promised by the caller.
+            unsafe { run.invariants(scratch, &mut registers) };
+            let end = tiles.min((task + 1) * per_task);
+            for index in task * per_task..end {
+                let next = (index + 1 < end).then(|| area(index + 1));
+                // SAFETY: the area lies inside the matrix and tiles do not overlap; as above.
+                unsafe { run.tile(area(index), next, scratch, &mut registers) };
+            }
+        });
     });
 }
 
@@ -155,6 +171,9 @@ struct Area {
 struct Run<'a> {
     program: &'a Program,
     plan: &'a Plan,
+    isa: Isa,
+    /// Floats of a slot.
+    tile: usize,
     cols: usize,
     inputs: &'a [OperandPtr],
     outputs: &'a [*mut f32],
@@ -168,28 +187,35 @@ impl Run<'_> {
     ///
     /// # Safety
     /// As [`Run::tile`].
-    unsafe fn invariants(&self, isa: Isa, scratch: &mut [f32], registers: &mut [*const f32]) {
-        let area = Area { row: 0, rows: 1, col: 0, cols: TILE };
+    unsafe fn invariants(&self, scratch: &mut [f32], registers: &mut [Register]) {
+        let area = Area { row: 0, rows: 1, col: 0, cols: LINE };
         for index in 0..self.program.instrs.len() {
             if self.plan.invariant[index] {
                 // SAFETY: an invariant instruction reads constants, scalars and invariant
                 // registers only, all of which exist whatever the area.
-                unsafe { self.step(isa, index, area, scratch, registers) };
+                unsafe { self.step(index, area, scratch, registers) };
             }
         }
     }
 
-    /// Computes one tile of all outputs.
+    /// Computes one tile of all outputs and fetches the operands of the `next`.
     ///
     /// # Safety
     /// `area` lies inside the matrix and is written by no other task; `scratch` holds
     /// `plan.slots` tiles; `registers` has one entry for each instruction, and those of
     /// invariant instructions are set.
-    unsafe fn tile(&self, isa: Isa, area: Area, scratch: &mut [f32], registers: &mut [*const f32]) {
+    unsafe fn tile(&self, area: Area, next: Option<Area>, scratch: &mut [f32], registers: &mut [Register]) {
+        // An instruction alone streams: the processor sees what it will read.
+        let ahead = next.filter(|_| self.plan.steps > 1);
+        let mut step = 0;
         for index in 0..self.program.instrs.len() {
             if !self.plan.invariant[index] {
                 // SAFETY: as promised to this function.
-                unsafe { self.step(isa, index, area, scratch, registers) };
+                unsafe { self.step(index, area, scratch, registers) };
+                if let (Some(next), true) = (ahead, self.plan.computes(index)) {
+                    self.fetch(next, step);
+                    step += 1;
+                }
             }
         }
         let (start, len) = (area.row * self.cols + area.col, area.rows * area.cols);
@@ -197,7 +223,29 @@ impl Run<'_> {
             let source = registers[usize::from(register)];
             // SAFETY: the tile is inside the output; the source is a scratch tile or, when the
             // last instruction wrote its output directly, the destination itself.
-            unsafe { std::ptr::copy(source, output.add(start), len) };
+            unsafe {
+                let out = output.add(start);
+                if source.mask == 0 {
+                    scalar::fill(OperandPtr::F32(source.data), out, len);
+                } else if !std::ptr::eq(source.data, out) {
+                    std::ptr::copy(source.data, out, len);
+                }
+            }
+        }
+    }
+
+    /// Fetches the part of the operands of `area` that is due after so many steps.
+    fn fetch(&self, area: Area, step: usize) {
+        let (start, lines) = (area.row * self.cols + area.col, (area.rows * area.cols).div_ceil(LINE));
+        let part = lines.div_ceil(self.plan.steps);
+        for (input, _) in self.inputs.iter().zip(&self.program.inputs).filter(|(_, span)| **span == Broadcast::Full) {
+            let data: *const f32 = match *input {
+                OperandPtr::F32(data) => data,
+                OperandPtr::I32(data) => data.cast(),
+            };
+            for line in part * step..lines.min(part * (step + 1)) {
+                prefetch(data.wrapping_add(start + line * LINE));
+            }
         }
     }
 
@@ -205,11 +253,12 @@ impl Run<'_> {
     ///
     /// # Safety
     /// As [`Run::tile`], and the registers that the instruction reads are set.
-    unsafe fn step(&self, isa: Isa, index: usize, area: Area, scratch: &mut [f32], registers: &mut [*const f32]) {
+    unsafe fn step(&self, index: usize, area: Area, scratch: &mut [f32], registers: &mut [Register]) {
+        let (isa, tile) = (self.isa, self.tile);
         let len = area.rows * area.cols;
         let start = area.row * self.cols + area.col;
         let out = match self.plan.places[index] {
-            Place::Slot(slot) => scratch[slot * TILE..][..TILE].as_mut_ptr(),
+            Place::Slot(slot) => scratch[slot * tile..][..tile].as_mut_ptr(),
             // SAFETY: the tile is inside the output.
             Place::Output(output) => unsafe { self.outputs[output].add(start) },
             Place::Input => {
@@ -217,11 +266,11 @@ impl Run<'_> {
                     && let OperandPtr::F32(data) = self.inputs[usize::from(input)]
                 {
                     // SAFETY: a full input has an element for each of the matrix.
-                    registers[index] = unsafe { data.add(start) };
+                    registers[index] = Register::new(unsafe { data.add(start) }, false);
                     return;
                 }
                 // An integer input: its slot is kept beside the place, see `Plan`.
-                scratch[self.plan.fallback[index] * TILE..][..TILE].as_mut_ptr()
+                scratch[self.plan.fallback[index] * tile..][..tile].as_mut_ptr()
             }
         };
         // SAFETY: `out` has room for a tile, operands are tiles of the same area, and they
@@ -251,19 +300,17 @@ impl Run<'_> {
                 Instr::Const(value) => {
                     scalar::fill(OperandPtr::F32(&raw const value), out, len);
                 }
-                Instr::Unary(op, x) => unary(isa, op, registers[usize::from(x)], out, len),
+                Instr::Unary(op, x) => unary(isa, op, registers[usize::from(x)].data, out, len),
                 Instr::Binary(op, a, b) => {
                     let (a, b) = (registers[usize::from(a)], registers[usize::from(b)]);
                     binary(isa, op, a, b, out, len);
                 }
                 Instr::Select(cond, a, b) => {
-                    let cond = registers[usize::from(cond)];
-                    let (a, b) = (registers[usize::from(a)], registers[usize::from(b)]);
-                    scalar::select(cond, a, b, out, len);
+                    select(isa, [cond, a, b].map(|register| registers[usize::from(register)]), out, len);
                 }
             }
         }
-        registers[index] = out;
+        registers[index] = Register::new(out, self.plan.invariant[index]);
     }
 }
 
@@ -288,7 +335,7 @@ unsafe fn unary(isa: Isa, op: Unary, x: *const f32, out: *mut f32, len: usize) {
 
 /// # Safety
 /// As [`unary`], for both operands.
-unsafe fn binary(isa: Isa, op: Binary, a: *const f32, b: *const f32, out: *mut f32, len: usize) {
+unsafe fn binary(isa: Isa, op: Binary, a: Register, b: Register, out: *mut f32, len: usize) {
     // SAFETY: promised by the caller; the pool vouches for the instruction set.
     unsafe {
         match isa {
@@ -297,4 +344,26 @@ unsafe fn binary(isa: Isa, op: Binary, a: *const f32, b: *const f32, out: *mut f
             _ => scalar::binary(op, a, b, out, len),
         }
     }
+}
+
+/// # Safety
+/// As [`unary`], for all operands.
+unsafe fn select(isa: Isa, operands: [Register; 3], out: *mut f32, len: usize) {
+    // SAFETY: promised by the caller; the pool vouches for the instruction set.
+    unsafe {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::Avx512 => vector::select(isa, operands, out, len),
+            _ => scalar::select(operands, out, len),
+        }
+    }
+}
+
+/// Hints that the cache line of `p` will be read.
+#[inline(always)]
+fn prefetch(p: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    crate::simd::prefetch(p);
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
 }

@@ -1,6 +1,7 @@
 //! The program of a fused elementwise kernel: instructions, validation, and the plan of where
 //! each register lives while a tile is computed.
 
+use std::collections::HashSet;
 use std::fmt;
 
 /// Operations of one operand.
@@ -291,6 +292,31 @@ fn operands(instr: &Instr) -> impl Iterator<Item = u16> {
     registers.into_iter().take(count)
 }
 
+/// Where the value of a register is while a tile is computed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Register {
+    /// Its elements; of a register that is the same in every tile one number, [`super::LINE`] times.
+    pub(super) data: *const f32,
+    /// All ones, or zero for one number: places in a tile are taken with it.
+    pub(super) mask: usize,
+}
+
+impl Register {
+    pub(super) fn new(data: *const f32, invariant: bool) -> Register {
+        Register { data, mask: if invariant { 0 } else { usize::MAX } }
+    }
+
+    /// Where the elements from `i` on lie.
+    ///
+    /// # Safety
+    /// The tile has an element `i`.
+    #[inline(always)]
+    pub(super) unsafe fn at(self, i: usize) -> *const f32 {
+        // SAFETY: promised by the caller; one number lies at the beginning.
+        unsafe { self.data.add(i & self.mask) }
+    }
+}
+
 /// Where a register lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
@@ -311,6 +337,10 @@ pub(super) struct Plan {
     /// Instructions whose value is the same in every tile.
     pub(super) invariant: Vec<bool>,
     pub(super) slots: usize,
+    /// Tiles that are in use together: slots but those of one number, inputs that are read in place, and outputs.
+    pub(super) live: usize,
+    /// Instructions that compute something for every tile.
+    pub(super) steps: usize,
 }
 
 impl Plan {
@@ -331,7 +361,8 @@ impl Plan {
         for &register in &program.outputs {
             last_read[usize::from(register)] = usize::MAX;
         }
-        let mut plan = Plan { places: Vec::with_capacity(count), fallback: vec![0; count], invariant, slots: 0 };
+        let places = Vec::with_capacity(count);
+        let mut plan = Plan { places, fallback: vec![0; count], invariant, slots: 0, live: 0, steps: 0 };
         let mut free = Vec::new();
         for (index, instr) in program.instrs.iter().enumerate() {
             // A freed slot is written again by every tile, an invariant only once before all of them: it gets a slot of its own.
@@ -368,6 +399,18 @@ impl Plan {
                 }
             }
         }
+        plan.steps = (0..count).filter(|&index| !plan.invariant[index] && plan.computes(index)).count();
+        let full = program.inputs.iter().filter(|&&input| input == Broadcast::Full).count();
+        let slots = plan.places.iter().zip(&plan.invariant).filter_map(|(place, invariant)| match place {
+            Place::Slot(slot) if !invariant => Some(*slot),
+            _ => None,
+        });
+        plan.live = slots.collect::<HashSet<_>>().len() + full + program.outputs.len();
         plan
+    }
+
+    /// Whether instruction `index` is more than a look at an input's memory.
+    pub(super) fn computes(&self, index: usize) -> bool {
+        self.places[index] != Place::Input
     }
 }

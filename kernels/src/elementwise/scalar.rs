@@ -1,5 +1,6 @@
 //! Specification of the elementwise operations, in terms of `std`.
 
+use super::program::Register;
 use super::{Binary, OperandPtr, Unary};
 
 /// # Safety
@@ -38,22 +39,19 @@ pub(super) unsafe fn unary(op: Unary, x: *const f32, out: *mut f32, len: usize) 
 
 /// # Safety
 /// As [`unary`], for both operands.
-pub(super) unsafe fn binary(op: Binary, a: *const f32, b: *const f32, out: *mut f32, len: usize) {
+pub(super) unsafe fn binary(op: Binary, a: Register, b: Register, out: *mut f32, len: usize) {
     for i in 0..len {
         // SAFETY: promised by the caller.
-        unsafe { *out.add(i) = binary_value(op, *a.add(i), *b.add(i)) };
+        unsafe { *out.add(i) = binary_value(op, *a.at(i), *b.at(i)) };
     }
 }
 
 /// # Safety
 /// As [`unary`], for all operands.
-pub(super) unsafe fn select(cond: *const f32, a: *const f32, b: *const f32, out: *mut f32, len: usize) {
+pub(super) unsafe fn select([cond, a, b]: [Register; 3], out: *mut f32, len: usize) {
     for i in 0..len {
-        // SAFETY: promised by the caller. Both sides are read so that the compiler can blend.
-        unsafe {
-            let (yes, no) = (*a.add(i), *b.add(i));
-            *out.add(i) = if *cond.add(i) != 0.0 { yes } else { no };
-        }
+        // SAFETY: promised by the caller.
+        unsafe { *out.add(i) = if *cond.at(i) != 0.0 { *a.at(i) } else { *b.at(i) } };
     }
 }
 

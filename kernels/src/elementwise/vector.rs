@@ -1,9 +1,10 @@
 //! Elementwise operations on vectors.
 
+use super::program::Register;
 use super::scalar::{binary_value, unary_value};
 use super::{Binary, Unary};
 use crate::isa::Isa;
-use crate::simd::{map, map2, math, simd_fn};
+use crate::simd::{MOST, Simd, WAYS, map, math, simd_fn};
 
 /// Beyond this [`math::sin_cos`] is not precise, and `std` computes the element.
 const LARGEST_ANGLE: f32 = 1e6;
@@ -96,42 +97,94 @@ simd_fn! {
 }
 
 /// # Safety
+/// As [`unary`], for all operands.
+pub(super) unsafe fn select(isa: Isa, operands: [Register; 3], out: *mut f32, len: usize) {
+    select_vector(isa, operands, out, len);
+}
+
+simd_fn! {
+    /// Callers uphold the contract of [`select`].
+    fn select_vector<S>(s, operands: [Register; 3], out: *mut f32, len: usize) {
+        let zero = s.zero();
+        for i in (0..len).step_by(S::LANES) {
+            let n = len - i;
+            // SAFETY: promised by the caller of `select`; all loads come before the store.
+            unsafe {
+                let [cond, a, b] = [0, 1, 2].map(|x: usize| operands[x].at(i));
+                let (cond, a, b) = (s.load_up_to(cond, n), s.load_up_to(a, n), s.load_up_to(b, n));
+                s.store_up_to(out.add(i), n, s.select(s.eq(cond, zero), b, a));
+            }
+        }
+    }
+}
+
+/// # Safety
 /// As [`unary`], for both operands.
-pub(super) unsafe fn binary(isa: Isa, op: Binary, a: *const f32, b: *const f32, out: *mut f32, len: usize) {
+pub(super) unsafe fn binary(isa: Isa, op: Binary, a: Register, b: Register, out: *mut f32, len: usize) {
     binary_vector(isa, op, a, b, out, len);
 }
 
 simd_fn! {
     /// Callers uphold the contract of [`binary`].
-    fn binary_vector<S>(s, op: Binary, a: *const f32, b: *const f32, out: *mut f32, len: usize) {
+    fn binary_vector<S>(s, op: Binary, a: Register, b: Register, out: *mut f32, len: usize) {
         let (zero, one) = (s.zero(), s.splat(1.0));
         let truth = |mask| s.select(mask, one, zero);
         // SAFETY: promised by the caller of `binary`.
         unsafe {
             match op {
-                Binary::Add => map2(s, a, b, out, len, |a, b| s.add(a, b)),
-                Binary::Sub => map2(s, a, b, out, len, |a, b| s.sub(a, b)),
-                Binary::Mul => map2(s, a, b, out, len, |a, b| s.mul(a, b)),
-                Binary::Div => map2(s, a, b, out, len, |a, b| s.div(a, b)),
+                Binary::Add => map_registers(s, [a, b], out, len, |a, b| s.add(a, b)),
+                Binary::Sub => map_registers(s, [a, b], out, len, |a, b| s.sub(a, b)),
+                Binary::Mul => map_registers(s, [a, b], out, len, |a, b| s.mul(a, b)),
+                Binary::Div => map_registers(s, [a, b], out, len, |a, b| s.div(a, b)),
                 // The second operand of `min` wins if either is NaN: `a`, unless it is the NaN.
-                Binary::Min => map2(s, a, b, out, len, |a, b| s.select(s.is_nan(a), b, s.min(b, a))),
-                Binary::Max => map2(s, a, b, out, len, |a, b| s.select(s.is_nan(a), b, s.max(b, a))),
-                Binary::Eq => map2(s, a, b, out, len, |a, b| truth(s.eq(a, b))),
-                Binary::Ne => map2(s, a, b, out, len, |a, b| s.select(s.eq(a, b), zero, one)),
-                Binary::Lt => map2(s, a, b, out, len, |a, b| truth(s.lt(a, b))),
-                Binary::Le => map2(s, a, b, out, len, |a, b| truth(s.le(a, b))),
-                Binary::Gt => map2(s, a, b, out, len, |a, b| truth(s.lt(b, a))),
-                Binary::Ge => map2(s, a, b, out, len, |a, b| truth(s.le(b, a))),
-                Binary::And => map2(s, a, b, out, len, |a, b| {
+                Binary::Min => map_registers(s, [a, b], out, len, |a, b| s.select(s.is_nan(a), b, s.min(b, a))),
+                Binary::Max => map_registers(s, [a, b], out, len, |a, b| s.select(s.is_nan(a), b, s.max(b, a))),
+                Binary::Eq => map_registers(s, [a, b], out, len, |a, b| truth(s.eq(a, b))),
+                Binary::Ne => map_registers(s, [a, b], out, len, |a, b| s.select(s.eq(a, b), zero, one)),
+                Binary::Lt => map_registers(s, [a, b], out, len, |a, b| truth(s.lt(a, b))),
+                Binary::Le => map_registers(s, [a, b], out, len, |a, b| truth(s.le(a, b))),
+                Binary::Gt => map_registers(s, [a, b], out, len, |a, b| truth(s.lt(b, a))),
+                Binary::Ge => map_registers(s, [a, b], out, len, |a, b| truth(s.le(b, a))),
+                Binary::And => map_registers(s, [a, b], out, len, |a, b| {
                     s.select(s.either(s.eq(a, zero), s.eq(b, zero)), zero, one)
                 }),
-                Binary::Or => map2(s, a, b, out, len, |a, b| s.select(s.both(s.eq(a, zero), s.eq(b, zero)), zero, one)),
+                Binary::Or => map_registers(s, [a, b], out, len, |a, b| s.select(s.both(s.eq(a, zero), s.eq(b, zero)), zero, one)),
                 Binary::Pow | Binary::Rem => {
                     for i in 0..len {
-                        *out.add(i) = binary_value(op, *a.add(i), *b.add(i));
+                        *out.add(i) = binary_value(op, *a.at(i), *b.at(i));
                     }
                 }
             }
         }
+    }
+}
+
+/// As [`crate::simd::map2`], of operands that may be one number.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn map_registers<S: Simd>(s: S, [a, b]: [Register; 2], out: *mut f32, len: usize, f: impl Fn(S::F, S::F) -> S::F) {
+    let step = WAYS * S::LANES;
+    let whole = len - len % step;
+    let mut ends = [[0.0f32; MOST]; 2];
+    let mut result = [0.0f32; MOST];
+    // SAFETY: every access is below `len`, or below a round in the buffers.
+    unsafe {
+        let rest = [0, 1].map(|side| {
+            let operand = [a, b][side];
+            let count = if operand.mask == 0 { S::LANES } else { len - whole };
+            std::ptr::copy_nonoverlapping(operand.at(whole), ends[side].as_mut_ptr(), count);
+            Register { data: ends[side].as_ptr(), ..operand }
+        });
+        let result = result.as_mut_ptr();
+        for ([a, b], out, len) in [([a, b], out, whole), (rest, result, len - whole)] {
+            for i in (0..len).step_by(step) {
+                for i in (i..i + step).step_by(S::LANES) {
+                    s.store(out.add(i), f(s.load(a.at(i)), s.load(b.at(i))));
+                }
+            }
+        }
+        std::ptr::copy_nonoverlapping(result.cast_const(), out.add(whole), len - whole);
     }
 }

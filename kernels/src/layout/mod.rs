@@ -6,5 +6,5 @@
 mod rows;
 mod strided;
 
-pub use rows::{gather_rows, scatter_add_rows};
+pub use rows::{Base, gather_rows, scatter_add_rows};
 pub use strided::{MAX_RANK, View, copy_strided, fill, permute_copy};

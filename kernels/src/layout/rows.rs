@@ -1,12 +1,10 @@
 //! Rows picked and accumulated by index.
 
-use crate::pool::{Disjoint, Pool};
+use crate::pool::Pool;
+use crate::reduce::sort_by_number;
 
 /// Elements that are worth a task of their own.
 const GRAIN: usize = 16 * 1024;
-
-/// Columns of one task of a scatter: a cache line's multiple.
-const COLUMNS: usize = 64;
 
 /// `dst[i] = src[idx[i]]` for rows of `d`; `src` is `[rows, d]`. A negative index gives zeros.
 ///
@@ -29,27 +27,52 @@ pub fn gather_rows<T: Copy + Default + Send + Sync>(pool: &Pool, rows: usize, d:
     });
 }
 
-/// `dst[idx[i]] += src[i]` for rows of `d`, in the order of `i`; `dst` is `[rows, d]` and is
-/// added to. A negative index is skipped. Tasks own columns, so the order never changes.
+/// What rows are added to.
+#[derive(Clone, Copy, Debug)]
+pub enum Base<'a> {
+    /// Zeros.
+    Zero,
+    /// What the destination holds.
+    InPlace,
+    /// A matrix of the destination's size.
+    Other(&'a [f32]),
+}
+
+/// `dst = base`, then `dst[idx[i]] += src[i]` for rows of `d`, in the order of `i`; `dst` is `[rows, d]`. A negative index is skipped.
+///
+/// A task owns rows of the destination and passes over each once, adding all that belongs to it, so the order never changes.
 ///
 /// # Panics
 /// When an index is not below `rows`, or a length is wrong.
 #[track_caller]
-pub fn scatter_add_rows(pool: &Pool, rows: usize, d: usize, idx: &[i32], src: &[f32], dst: &mut [f32]) {
+pub fn scatter_add_rows(pool: &Pool, rows: usize, d: usize, base: Base<'_>, idx: &[i32], src: &[f32], dst: &mut [f32]) {
     assert!(src.len() == idx.len() * d && dst.len() == rows * d, "length of an operand of scatter_add_rows");
-    let dst = Disjoint::new(dst);
-    pool.run(d.div_ceil(COLUMNS), &|task| {
-        let start = task * COLUMNS;
-        let width = COLUMNS.min(d - start);
-        for (i, &row) in idx.iter().enumerate() {
-            let Ok(row) = usize::try_from(row) else {
-                continue;
-            };
-            // SAFETY: a task is alone in its columns.
-            let dst = unsafe { dst.slice(row * d + start, width) };
-            for (dst, src) in dst.iter_mut().zip(&src[i * d + start..][..width]) {
-                *dst += src;
+    assert!(if let Base::Other(base) = base { base.len() == dst.len() } else { true }, "length of the base of scatter_add_rows");
+    if d == 0 || rows == 0 {
+        return;
+    }
+    let (start, order) = sort_by_number(rows, idx);
+    let per_task = (GRAIN / d).max(1);
+    pool.run_pieces(dst, per_task * d, |task, dst| {
+        for (at, dst) in dst.chunks_exact_mut(d).enumerate() {
+            let row = task * per_task + at;
+            let mut added = order[start[row]..start[row + 1]].iter().map(|&i| &src[i as usize * d..][..d]);
+            match (base, added.clone().next()) {
+                (Base::InPlace, _) => {}
+                (Base::Zero, None) => dst.fill(0.0),
+                (Base::Zero, Some(first)) => {
+                    // Zero and a negative zero are zero, as a sum that begins with zero is.
+                    dst.iter_mut().zip(first).for_each(|(dst, x)| *dst = 0.0 + x);
+                    added.next();
+                }
+                (Base::Other(base), None) => dst.copy_from_slice(&base[row * d..][..d]),
+                (Base::Other(base), Some(first)) => {
+                    let base = &base[row * d..][..d];
+                    dst.iter_mut().zip(base).zip(first).for_each(|((dst, base), x)| *dst = base + x);
+                    added.next();
+                }
             }
+            added.for_each(|x| dst.iter_mut().zip(x).for_each(|(dst, x)| *dst += x));
         }
     });
 }
@@ -69,12 +92,15 @@ mod tests {
             gather_rows(&pool, rows, d, &idx, &src, &mut picked);
             assert_eq!(picked[..d], src[3 * d..4 * d]);
             assert!(picked[d..2 * d].iter().all(|&x| x == 0.0));
-            let mut sums = vec![1.0; rows * d];
-            scatter_add_rows(&pool, rows, d, &idx, &picked, &mut sums);
-            for i in 0..d {
-                assert_eq!(sums[i], 1.0 + src[i]);
-                assert_eq!(sums[d + i], 1.0);
-                assert_eq!(sums[3 * d + i], 1.0 + 2.0 * src[3 * d + i]);
+            let ones = vec![1.0; rows * d];
+            for (base, zero) in [(Base::InPlace, 1.0), (Base::Other(&ones), 1.0), (Base::Zero, 0.0)] {
+                let mut sums = if matches!(base, Base::InPlace) { ones.clone() } else { vec![f32::NAN; rows * d] };
+                scatter_add_rows(&pool, rows, d, base, &idx, &picked, &mut sums);
+                for i in 0..d {
+                    assert_eq!(sums[i], zero + src[i]);
+                    assert_eq!(sums[d + i], zero);
+                    assert_eq!(sums[3 * d + i], zero + 2.0 * src[3 * d + i]);
+                }
             }
         }
     }

@@ -1,6 +1,6 @@
 //! RMS normalization on vectors, one row at a time.
 
-use crate::simd::{Simd, simd_fn};
+use crate::simd::{Simd, prefetch, simd_fn};
 
 /// Vectors that are summed independently, to hide the latency of addition.
 const WAYS: usize = 4;
@@ -50,6 +50,8 @@ simd_fn! {
         let scale = s.splat(inv_rms);
         for i in (0..len).step_by(S::LANES) {
             let n = len - i;
+            // The next row, while this one is in the cache.
+            prefetch(x.as_ptr().wrapping_add(len + i));
             // SAFETY: `i + n` is the length of all slices.
             unsafe {
                 let x = s.mul(s.load_up_to(x.as_ptr().add(i), n), scale);
@@ -76,6 +78,9 @@ simd_fn! {
         let scale = s.splat(inv_rms);
         for i in (0..len).step_by(S::LANES) {
             let n = len - i;
+            for next in [x, dy] {
+                prefetch(next.as_ptr().wrapping_add(len + i));
+            }
             // SAFETY: `i + n` is the length of all slices.
             unsafe {
                 let g = s.mul(s.load_up_to(dy.as_ptr().add(i), n), weight(s, w, offset, i, n));

@@ -13,6 +13,7 @@ mod tests;
 mod vector;
 
 pub use segment::segment_reduce;
+pub(crate) use segment::sort_by_number;
 
 use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool};

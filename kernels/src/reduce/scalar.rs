@@ -81,39 +81,47 @@ pub(super) fn finish(op: Reduce, value: f64, len: usize) -> f32 {
 /// Reduces `out.len()` columns (at most [`COLUMNS`]) of `x: [len, stride]`, from `column`.
 #[inline(always)]
 pub(super) fn columns(op: Reduce, x: &[f32], stride: usize, column: usize, out: &mut [f32]) {
-    match op {
-        Reduce::Sum | Reduce::Mean => each(op, x, stride, column, out, 0.0, |a, x| a + x),
-        Reduce::Prod => each(op, x, stride, column, out, 1.0, |a, x| a * x),
-        Reduce::Max => each(op, x, stride, column, out, f64::NEG_INFINITY, max),
-        Reduce::Min => each(op, x, stride, column, out, f64::INFINITY, min),
-        Reduce::LogSumExp => {
-            // Rare: strided log-sum-exp keeps scalar exponentials.
-            for (i, out) in out.iter_mut().enumerate() {
-                let values = || x.iter().skip(column + i).step_by(stride);
-                let top = values().fold(f64::NEG_INFINITY, |a, &x| max(a, f64::from(x)));
-                *out = if top.is_finite() {
-                    let sum: f64 = values().map(|&x| (f64::from(x) - top).exp()).sum();
-                    (top + sum.ln()) as f32
-                } else {
-                    top as f32
-                };
-            }
+    each(op, x.len() / stride, || x.chunks_exact(stride).map(|row| &row[column..]), out);
+}
+
+/// As [`columns`], of the rows of `x: [_, d]` that `rows` names, in that order.
+#[inline(always)]
+pub(super) fn picked(op: Reduce, rows: &[u32], x: &[f32], d: usize, column: usize, out: &mut [f32]) {
+    each(op, rows.len(), || rows.iter().map(|&row| &x[row as usize * d + column..]), out);
+}
+
+/// Reduces the first `out.len()` elements of `len` rows.
+#[inline(always)]
+fn each<'a, I: Iterator<Item = &'a [f32]>>(op: Reduce, len: usize, rows: impl Fn() -> I, out: &mut [f32]) {
+    let acc = match op {
+        Reduce::Sum | Reduce::Mean => accumulate(rows(), out.len(), 0.0, |a, x| a + x),
+        Reduce::Prod => accumulate(rows(), out.len(), 1.0, |a, x| a * x),
+        Reduce::Max | Reduce::LogSumExp => accumulate(rows(), out.len(), f64::NEG_INFINITY, max),
+        Reduce::Min => accumulate(rows(), out.len(), f64::INFINITY, min),
+    };
+    if op == Reduce::LogSumExp {
+        // Rare along rows: exponentials stay scalar.
+        for (i, (out, top)) in out.iter_mut().zip(acc).enumerate() {
+            let sum = || rows().map(|row| (f64::from(row[i]) - top).exp()).sum::<f64>();
+            // All -inf, some +inf, or NaN: the limit is the maximum itself.
+            *out = if top.is_finite() { (top + sum().ln()) as f32 } else { top as f32 };
         }
+    } else {
+        out.iter_mut().zip(acc).for_each(|(out, acc)| *out = finish(op, acc, len));
     }
 }
 
 #[inline(always)]
-fn each(op: Reduce, x: &[f32], stride: usize, column: usize, out: &mut [f32], init: f64, step: impl Fn(f64, f64) -> f64) {
+fn accumulate<'a>(rows: impl Iterator<Item = &'a [f32]>, width: usize, init: f64, step: impl Fn(f64, f64) -> f64) -> [f64; COLUMNS] {
     let mut acc = [init; COLUMNS];
-    for row in x.chunks_exact(stride) {
-        for (acc, &x) in acc.iter_mut().zip(&row[column..][..out.len()]) {
-            *acc = step(*acc, f64::from(x));
+    for row in rows {
+        match <&[f32; COLUMNS]>::try_from(&row[..width]) {
+            // The width that the vectorizer knows.
+            Ok(row) => acc.iter_mut().zip(row).for_each(|(acc, &x)| *acc = step(*acc, f64::from(x))),
+            Err(_) => acc.iter_mut().zip(&row[..width]).for_each(|(acc, &x)| *acc = step(*acc, f64::from(x))),
         }
     }
-    let len = x.len() / stride;
-    for (out, acc) in out.iter_mut().zip(acc) {
-        *out = finish(op, acc, len);
-    }
+    acc
 }
 
 pub(super) fn softmax(x: &[f32], out: &mut [f32]) {

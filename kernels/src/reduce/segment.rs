@@ -1,8 +1,8 @@
-//! Reduction of rows by segment number. Scalar code: the rows of a segment may lie anywhere,
-//! and the inner loop over `d` is left to the compiler.
+//! Reduction of rows by segment number. The rows of a segment may lie anywhere; they are sorted by segment first.
 
-use super::Reduce;
-use crate::pool::Pool;
+use super::{COLUMNS, GRAIN, Reduce, scalar};
+use crate::isa::Isa;
+use crate::pool::{Disjoint, Pool};
 
 /// Reduces the rows of `x: [n, d]` that carry the same number into `out: [count, d]`.
 ///
@@ -19,63 +19,53 @@ pub fn segment_reduce(pool: &Pool, op: Reduce, n: usize, d: usize, x: &[f32], se
     if d == 0 || count == 0 {
         return;
     }
-    // A counting sort: `order[start[s]..start[s + 1]]` are the rows of segment `s`.
-    let mut start = vec![0usize; count + 1];
-    for &segment in segments {
-        if let Ok(segment) = usize::try_from(segment) {
-            assert!(segment < count, "segment number out of range");
-            start[segment + 1] += 1;
+    let (start, order) = sort_by_number(count, segments);
+    let tiles = d.div_ceil(COLUMNS);
+    // Segments of one task: as many rows as are worth it on average.
+    let per_task = (GRAIN * count / (n * d.min(COLUMNS)).max(1)).clamp(1, count);
+    let out = Disjoint::new(out);
+    pool.run(count.div_ceil(per_task) * tiles, &|task| {
+        let column = task % tiles * COLUMNS;
+        let width = COLUMNS.min(d - column);
+        let first = task / tiles * per_task;
+        for segment in first..count.min(first + per_task) {
+            let rows = &order[start[segment]..start[segment + 1]];
+            // SAFETY: a task is alone in its columns of its segments.
+            let out = unsafe { out.slice(segment * d + column, width) };
+            match pool.isa() {
+                _ if rows.is_empty() && op == Reduce::Mean => out.fill(0.0),
+                #[cfg(target_arch = "x86_64")]
+                isa @ (Isa::Avx2 | Isa::Avx512) => super::vector::picked(isa, op, rows, x, d, column, out),
+                _ => scalar::picked(op, rows, x, d, column, out),
+            }
         }
-    }
-    for segment in 0..count {
-        start[segment + 1] += start[segment];
-    }
-    let mut next = start.clone();
-    let mut order = vec![0usize; start[count]];
-    for (row, &segment) in segments.iter().enumerate() {
-        if let Ok(segment) = usize::try_from(segment) {
-            order[next[segment]] = row;
-            next[segment] += 1;
-        }
-    }
-    pool.run_pieces(out, d, |segment, out| {
-        let rows = &order[start[segment]..start[segment + 1]];
-        let rows = || rows.iter().map(|&row| &x[row * d..][..d]);
-        let total = start[segment + 1] - start[segment];
-        reduce_rows(op, total, rows, out);
     });
 }
 
-fn reduce_rows<'a, I: Iterator<Item = &'a [f32]>>(op: Reduce, total: usize, rows: impl Fn() -> I, out: &mut [f32]) {
-    let fold = |init: f64, step: &dyn Fn(f64, f64, usize) -> f64| {
-        let mut acc = vec![init; out.len()];
-        for row in rows() {
-            for (i, (acc, &x)) in acc.iter_mut().zip(row).enumerate() {
-                *acc = step(*acc, f64::from(x), i);
-            }
+/// A counting sort: `order[start[s]..start[s + 1]]` are the places in `numbers` that hold `s`, in order.
+///
+/// # Panics
+/// When a number is not below `count`, or there are more than 2^32 of them.
+#[track_caller]
+pub(crate) fn sort_by_number(count: usize, numbers: &[i32]) -> (Vec<usize>, Vec<u32>) {
+    assert!(u32::try_from(numbers.len()).is_ok(), "places of numbers fit 32 bits");
+    let mut start = vec![0usize; count + 1];
+    for &number in numbers {
+        if let Ok(number) = usize::try_from(number) {
+            assert!(number < count, "number out of range");
+            start[number + 1] += 1;
         }
-        acc
-    };
-    let max = |a: f64, x: f64, _: usize| if x > a || x.is_nan() { x } else { a };
-    let min = |a: f64, x: f64, _: usize| if x < a || x.is_nan() { x } else { a };
-    let acc = match op {
-        Reduce::Sum => fold(0.0, &|a, x, _| a + x),
-        Reduce::Mean => {
-            let scale = 1.0 / total.max(1) as f64;
-            let mut acc = fold(0.0, &|a, x, _| a + x);
-            acc.iter_mut().for_each(|acc| *acc *= scale);
-            acc
-        }
-        Reduce::Prod => fold(1.0, &|a, x, _| a * x),
-        Reduce::Max => fold(f64::NEG_INFINITY, &max),
-        Reduce::Min => fold(f64::INFINITY, &min),
-        Reduce::LogSumExp => {
-            let top = fold(f64::NEG_INFINITY, &max);
-            let sum = fold(0.0, &|a, x, i| a + (x - top[i]).exp());
-            top.iter().zip(sum).map(|(&top, sum)| if top.is_finite() { top + sum.ln() } else { top }).collect()
-        }
-    };
-    for (out, acc) in out.iter_mut().zip(acc) {
-        *out = acc as f32;
     }
+    for number in 0..count {
+        start[number + 1] += start[number];
+    }
+    let mut next = start.clone();
+    let mut order = vec![0u32; start[count]];
+    for (place, &number) in numbers.iter().enumerate() {
+        if let Ok(number) = usize::try_from(number) {
+            order[next[number]] = place as u32;
+            next[number] += 1;
+        }
+    }
+    (start, order)
 }

@@ -91,18 +91,45 @@ fn softmax_and_its_gradient() {
 
 #[test]
 fn segments_in_any_order() {
-    let (n, d, count) = (50, 3, 6);
-    let x = values(n * d, 4);
-    // Segment 5 stays empty, some rows are skipped.
-    let segments: Vec<i32> = (0..n as i32).map(|i| i * 7 % 6 - 1).collect();
-    for op in Reduce::ALL {
-        let mut out = vec![0.0; count * d];
-        segment_reduce(&Pool::new(2), op, n, d, &x, &segments, count, &mut out);
-        for segment in 0..count {
-            for c in 0..d {
-                let line: Vec<f32> = (0..n).filter(|&i| segments[i] == segment as i32).map(|i| x[i * d + c]).collect();
-                let want = if op == Reduce::Mean && line.is_empty() { 0.0 } else { exact(op, &line) };
-                assert!(close(out[segment * d + c], want), "{op:?} {segment}");
+    for (n, d, count) in [(50, 3, 6), (50, 130, 6), (900, 64, 6), (0, 5, 6)] {
+        let mut x = values(n * d, 4);
+        x.iter_mut().step_by(997).skip(1).for_each(|x| *x = f32::NAN);
+        // Segment 5 stays empty, some rows are skipped.
+        let segments: Vec<i32> = (0..n as i32).map(|i| i * 7 % 6 - 1).collect();
+        for (op, isa) in Reduce::ALL.into_iter().flat_map(|op| Isa::available().map(move |isa| (op, isa))) {
+            let reduced = |threads| {
+                let mut out = vec![0.0; count * d];
+                segment_reduce(&Pool::with_isa(threads, isa), op, n, d, &x, &segments, count, &mut out);
+                out
+            };
+            let out = reduced(2);
+            assert!(out.iter().zip(reduced(1)).all(|(a, b)| a.to_bits() == b.to_bits()));
+            for segment in 0..count {
+                for c in 0..d {
+                    let line: Vec<f32> = (0..n).filter(|&i| segments[i] == segment as i32).map(|i| x[i * d + c]).collect();
+                    let got = out[segment * d + c];
+                    let want = if op == Reduce::Mean && line.is_empty() { 0.0 } else { exact(op, &line) };
+                    let same = if line.iter().any(|x| x.is_nan()) { got.is_nan() } else { close(got, want) };
+                    assert!(same, "{op:?} {segment} at {isa}: {got} {want}");
+                }
+            }
+        }
+    }
+}
+
+/// Named after the symptom that a maximum of numbers alone could bring: a row with a NaN must be NaN throughout.
+#[test]
+fn softmax_of_odd_rows() {
+    for isa in Isa::available() {
+        let pool = Pool::with_isa(1, isa);
+        for cols in [1, 3, 16, 100] {
+            for odd in [f32::NAN, f32::INFINITY] {
+                for at in [0, cols / 2, cols - 1] {
+                    let (mut x, mut y) = (vec![1.0; cols], vec![0.0; cols]);
+                    x[at] = odd;
+                    softmax(&pool, 1, cols, &x, &mut y);
+                    assert!(y.iter().all(|y| y.is_nan()), "{odd} at {at} of {cols} at {isa}");
+                }
             }
         }
     }

@@ -2,12 +2,12 @@
 //! exponentials need code of their own.
 
 use super::{Reduce, scalar};
-use crate::simd::{Simd, math, simd_fn};
+use crate::simd::{Simd, WAYS, math, prefetch, simd_fn};
 
 /// Vectors whose exponentials are summed in `f32` before they are added to an `f64`.
 const BLOCK: usize = 64;
 
-/// `sum(e^(x - top))`, storing the terms in `out` if there is one.
+/// `sum(e^(x - top))`, storing the terms in `out` if there is one. Fetches what lies behind `x`: most often the next row.
 #[inline(always)]
 fn exp_sum<S: Simd>(s: S, x: &[f32], top: f32, mut out: Option<&mut [f32]>) -> f64 {
     let shift = s.splat(top);
@@ -17,6 +17,7 @@ fn exp_sum<S: Simd>(s: S, x: &[f32], top: f32, mut out: Option<&mut [f32]>) -> f
         let mut acc = s.zero();
         for i in (start..end).step_by(S::LANES) {
             let n = end - i;
+            prefetch(x.as_ptr().wrapping_add(x.len() + i));
             // SAFETY: `i + n <= end`, the length of the row at most.
             unsafe {
                 let e = math::exp(s, s.sub(s.load_up_to(x.as_ptr().add(i), n), shift));
@@ -36,6 +37,25 @@ fn exp_sum<S: Simd>(s: S, x: &[f32], top: f32, mut out: Option<&mut [f32]>) -> f
         sum += f64::from(s.sum(acc));
     }
     sum
+}
+
+/// Largest element that is a number.
+#[inline(always)]
+fn largest<S: Simd>(s: S, x: &[f32]) -> f32 {
+    let mut acc = [s.splat(f32::NEG_INFINITY); WAYS];
+    let step = WAYS * S::LANES;
+    let whole = x.len() - x.len() % step;
+    for i in (0..whole).step_by(step) {
+        for (way, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: below `whole`. The second operand of `max` wins if either is NaN.
+            *acc = unsafe { s.max(s.load(x.as_ptr().add(i + way * S::LANES)), *acc) };
+        }
+    }
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let all = s.max(s.max(acc[0], acc[1]), s.max(acc[2], acc[3]));
+    // SAFETY: a vector has at most 16 lanes.
+    unsafe { s.store(lanes.as_mut_ptr(), all) };
+    lanes.iter().chain(&x[whole..]).fold(f32::NEG_INFINITY, |a, &x| a.max(x))
 }
 
 simd_fn! {
@@ -60,9 +80,17 @@ simd_fn! {
 }
 
 simd_fn! {
+    /// As [`scalar::picked`].
+    pub(super) fn picked<S>(_s, op: Reduce, rows: &[u32], x: &[f32], d: usize, column: usize, out: &mut [f32]) {
+        scalar::picked(op, rows, x, d, column, out);
+    }
+}
+
+simd_fn! {
     pub(super) fn softmax<S>(s, x: &[f32], out: &mut [f32]) {
         assert_eq!(x.len(), out.len());
-        let top = scalar::row(Reduce::Max, x) as f32;
+        // A NaN is no matter here: it makes the sum NaN, and that all elements.
+        let top = largest(s, x);
         let sum = exp_sum(s, x, top, Some(out));
         let scale = s.splat((1.0 / sum) as f32);
         let pointer = out.as_mut_ptr();
@@ -80,6 +108,9 @@ simd_fn! {
             let end = len.min(start + BLOCK * S::LANES);
             let mut acc = s.zero();
             for i in (start..end).step_by(S::LANES) {
+                for next in [y, dy] {
+                    prefetch(next.as_ptr().wrapping_add(len + i));
+                }
                 // SAFETY: below the length of both slices.
                 acc = unsafe {
                     s.fma(s.load_up_to(y.as_ptr().add(i), end - i), s.load_up_to(dy.as_ptr().add(i), end - i), acc)

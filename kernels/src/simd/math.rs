@@ -117,20 +117,19 @@ pub(crate) fn tanh<S: Simd>(s: S, x: S::F) -> S::F {
     // tanh is one to the last bit beyond 9.1.
     let twice = s.min(s.splat(20.0), s.mul(s.splat(2.0), s.abs(x)));
     let t = exp_m1(s, twice);
-    s.with_sign(s.div(t, s.add(t, s.splat(2.0))), x)
+    s.with_sign(s.mul(t, s.recip(s.add(t, s.splat(2.0)))), x)
 }
 
 /// `1 / (1 + e^-x)`.
 #[inline(always)]
 pub(crate) fn sigmoid<S: Simd>(s: S, x: S::F) -> S::F {
-    let one = s.splat(1.0);
-    s.div(one, s.add(one, exp(s, s.neg(x))))
+    s.recip(s.add(s.splat(1.0), exp(s, s.neg(x))))
 }
 
 /// `x / (1 + e^-x)`.
 #[inline(always)]
 pub(crate) fn silu<S: Simd>(s: S, x: S::F) -> S::F {
-    s.div(x, s.add(s.splat(1.0), exp(s, s.neg(x))))
+    s.mul(x, s.recip(s.add(s.splat(1.0), exp(s, s.neg(x)))))
 }
 
 /// `log(1 + e^x)`.
@@ -183,7 +182,7 @@ pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::F) -> S::F {
     let square = s.mul(x, x);
     // -2 sqrt(2 / pi), and that times 0.044715.
     let slope = s.fma(square, s.splat(-0.071_354_82), s.splat(-1.595_769_2));
-    s.div(x, s.add(s.splat(1.0), exp(s, s.mul(x, slope))))
+    s.mul(x, s.recip(s.add(s.splat(1.0), exp(s, s.mul(x, slope)))))
 }
 
 /// Sine and cosine within `2e-7` for `|x|` up to `1e6`; NaN for NaN and infinities.

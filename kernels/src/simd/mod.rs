@@ -54,10 +54,18 @@ pub(crate) trait Simd: Copy {
     /// `p` is writable for `n` floats.
     unsafe fn store_part(self, p: *mut f32, n: usize, v: Self::F);
 
+    /// Stores past the caches where the level can; [`fence`] orders what was stored before other threads may read it.
+    ///
+    /// # Safety
+    /// `p` is writable for `LANES` floats and aligned to as many bytes.
+    unsafe fn store_stream(self, p: *mut f32, v: Self::F);
+
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `1 / a` for `a` of one and above or NaN, within two units in the last place; zero for infinity.
+    fn recip(self, a: Self::F) -> Self::F;
     /// `a b + c`, rounded once.
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// `c - a b`, rounded once.
@@ -179,18 +187,51 @@ macro_rules! simd_fn {
 }
 pub(crate) use simd_fn;
 
+/// Hints that the cache line of `p` will be read; never faults.
+#[inline(always)]
+pub(crate) fn prefetch(p: *const f32) {
+    // SAFETY: a prefetch accesses nothing.
+    unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast()) };
+}
+
+/// Orders [`Simd::store_stream`] before what follows.
+#[inline(always)]
+pub(crate) fn fence() {
+    // SAFETY: every x86-64 has it.
+    unsafe { std::arch::x86_64::_mm_sfence() };
+}
+
+/// Vectors of one round of a loop over elements: enough to hide what the loop itself costs.
+pub(crate) const WAYS: usize = 4;
+
+/// Most floats of a round.
+pub(crate) const MOST: usize = WAYS * 16;
+
 /// `out[i] = f(x[i])`.
 ///
 /// There is one call of `f`, so that it is inlined whatever its size: left on its own it would be
-/// compiled without the instructions of its token.
+/// compiled without the instructions of its token. The ragged end therefore passes through the same
+/// loop, in a buffer.
 ///
 /// # Safety
 /// `x` is readable and `out` writable for `len` floats; they are equal or do not overlap.
 #[inline(always)]
 pub(crate) unsafe fn map<S: Simd>(s: S, x: *const f32, out: *mut f32, len: usize, f: impl Fn(S::F) -> S::F) {
-    for i in (0..len).step_by(S::LANES) {
-        // SAFETY: every access is below `len`.
-        unsafe { s.store_up_to(out.add(i), len - i, f(s.load_up_to(x.add(i), len - i))) };
+    let step = WAYS * S::LANES;
+    let whole = len - len % step;
+    let mut rest = [0.0f32; MOST];
+    let end = rest.as_mut_ptr();
+    // SAFETY: every access is below `len`, or below a round in the buffer.
+    unsafe {
+        std::ptr::copy_nonoverlapping(x.add(whole), end, len - whole);
+        for (x, out, len) in [(x, out, whole), (end.cast_const(), end, len - whole)] {
+            for i in (0..len).step_by(step) {
+                for i in (i..i + step).step_by(S::LANES) {
+                    s.store(out.add(i), f(s.load(x.add(i))));
+                }
+            }
+        }
+        std::ptr::copy_nonoverlapping(end.cast_const(), out.add(whole), len - whole);
     }
 }
 
@@ -207,9 +248,22 @@ pub(crate) unsafe fn map2<S: Simd>(
     len: usize,
     f: impl Fn(S::F, S::F) -> S::F,
 ) {
-    for i in (0..len).step_by(S::LANES) {
-        let n = len - i;
-        // SAFETY: every access is below `len`.
-        unsafe { s.store_up_to(out.add(i), n, f(s.load_up_to(a.add(i), n), s.load_up_to(b.add(i), n))) };
+    let step = WAYS * S::LANES;
+    let whole = len - len % step;
+    let (mut left, mut right) = ([0.0f32; MOST], [0.0f32; MOST]);
+    let ends = [left.as_mut_ptr(), right.as_mut_ptr()];
+    // SAFETY: as `map`.
+    unsafe {
+        std::ptr::copy_nonoverlapping(a.add(whole), ends[0], len - whole);
+        std::ptr::copy_nonoverlapping(b.add(whole), ends[1], len - whole);
+        let rest = (ends[0].cast_const(), ends[1].cast_const(), ends[0], len - whole);
+        for (a, b, out, len) in [(a, b, out, whole), rest] {
+            for i in (0..len).step_by(step) {
+                for i in (i..i + step).step_by(S::LANES) {
+                    s.store(out.add(i), f(s.load(a.add(i)), s.load(b.add(i))));
+                }
+            }
+        }
+        std::ptr::copy_nonoverlapping(ends[0].cast_const(), out.add(whole), len - whole);
     }
 }

@@ -7,10 +7,13 @@
 
 use std::cmp::Ordering;
 
+use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool};
 
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod vector;
 
 /// Elements that are worth a task of their own.
 const GRAIN: usize = 16 * 1024;
@@ -36,7 +39,12 @@ pub fn top_k(pool: &Pool, rows: usize, cols: usize, k: usize, x: &[f32], idx: &m
             // SAFETY: rows do not overlap, and a task is alone with its rows.
             let out = unsafe { idx.slice(row * k, k) };
             let x = &x[row * cols..][..cols];
-            if k <= LIST { list(x, out) } else { select(x, out) }
+            match pool.isa() {
+                _ if k > LIST => select(x, out),
+                #[cfg(target_arch = "x86_64")]
+                isa @ (Isa::Avx2 | Isa::Avx512) => vector::list(isa, x, out),
+                _ => list(x, out),
+            }
         }
     });
 }
@@ -47,7 +55,8 @@ fn order(x: &[f32], a: i32, b: i32) -> Ordering {
     q.partial_cmp(&p).unwrap_or_else(|| q.is_nan().cmp(&p.is_nan())).then(a.cmp(&b))
 }
 
-/// Keeps the best seen so far in `out`, sorted.
+/// Keeps the best seen so far in `out`, sorted. The wide levels compile the same source again.
+#[inline(always)]
 fn list(x: &[f32], out: &mut [i32]) {
     let k = out.len();
     let insert = |out: &mut [i32], len: usize, i: i32| {

@@ -35,9 +35,9 @@ fn the_largest_in_order() {
             let x: Vec<f32> = (0..rows).flat_map(|r| row(cols, 7 * r + 1, nan)).collect();
             for &k in ks {
                 let want: Vec<i32> = x.chunks(cols).flat_map(|x| reference(x, k)).collect();
-                for threads in [1, 2] {
+                for (threads, isa) in Isa::available().flat_map(|isa| [(1, isa), (2, isa)]) {
                     let mut idx = vec![-1; rows as usize * k];
-                    top_k(&Pool::new(threads), rows as usize, cols, k, &x, &mut idx);
+                    top_k(&Pool::with_isa(threads, isa), rows as usize, cols, k, &x, &mut idx);
                     assert_eq!(idx, want, "{k} of {cols}, NaNs: {nan}");
                 }
             }

@@ -1,6 +1,7 @@
 //! Table lookup by token id, in the table's storage format, and its gradient.
 
-use swift_kernels::{layout, quant};
+use swift_kernels::layout::{self, Base};
+use swift_kernels::quant;
 
 use super::Kernel;
 use super::gather::check;
@@ -43,9 +44,7 @@ impl EmbedGradient {
     pub(super) fn run(&self, m: &Memory<'_>) -> Result<()> {
         let ids = m.i32(self.ids);
         check("embed-dw", "token id", ids, self.vocab, false)?;
-        let out = m.f32_mut(self.out);
-        layout::fill(m.pool, 0.0, out);
-        layout::scatter_add_rows(m.pool, self.vocab, self.d, ids, m.f32(self.d_y), out);
+        layout::scatter_add_rows(m.pool, self.vocab, self.d, Base::Zero, ids, m.f32(self.d_y), m.f32_mut(self.out));
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! Rows by index. Indices are data, so they are checked in every run.
 
 use swift_graph::op::ScatterRows;
-use swift_kernels::layout;
+use swift_kernels::layout::{self, Base};
 
 use super::Kernel;
 use super::identity::copy;
@@ -59,12 +59,16 @@ impl Scatter {
     pub(super) fn run(&self, m: &Memory<'_>) -> Result<()> {
         let idx = m.i32(self.idx);
         check("scatter-rows", "index", idx, self.count, true)?;
-        if !m.same(self.base, self.out) {
+        let in_place = m.same(self.base, self.out);
+        if self.accumulate {
+            let base = if in_place { Base::InPlace } else { Base::Other(m.f32(self.base)) };
+            layout::scatter_add_rows(m.pool, self.count, self.d, base, idx, m.f32(self.rows), m.f32_mut(self.out));
+            return Ok(());
+        }
+        if !in_place {
             copy(m, self.base, self.out);
         }
-        if self.accumulate {
-            layout::scatter_add_rows(m.pool, self.count, self.d, idx, m.f32(self.rows), m.f32_mut(self.out));
-        } else if self.d > 0 {
+        if self.d > 0 {
             // In order on one thread: the last of equal indices wins.
             let (rows, out) = (m.bits(self.rows), m.bits_mut(self.out));
             for (row, &at) in rows.chunks_exact(self.d).zip(idx).filter(|(_, at)| **at >= 0) {

@@ -2,10 +2,15 @@
 //!
 //! A run publishes a loop body and a task count; the caller and the workers take
 //! chunks of task numbers from one atomic counter and meet at one barrier. Workers
-//! spin for [`SPIN`] between runs (kernels of one training step follow each other
-//! within microseconds) and then park, so an idle pool costs nothing. The caller
+//! look for the next run for some microseconds (kernels of one training step follow each
+//! other within as many) and then park, so an idle pool costs nothing. The caller
 //! never waits for a worker that is still waking up: a run is *closed* once its
 //! tasks are handed out, and a late worker finds nothing to join.
+//!
+//! Pools and processes that share a machine do not know of each other and need not: a thread
+//! that notices while it looks that another one ran on its core stops looking and sleeps (see
+//! [`patience`]), and what a worker that lost its core does not take, its caller does. Each gets
+//! its share of the cores; nobody burns another's.
 //!
 //! All coordination goes through one word, `state`:
 //!
@@ -13,19 +18,22 @@
 //! bits 63..32 number of the run | bit 31 open | bits 30..0 workers inside
 //! ```
 
+mod disjoint;
+mod patience;
+#[cfg(test)]
+mod tests;
+
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
-use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::isa::Isa;
-
-/// How long a worker looks for the next run before it parks.
-pub const SPIN: Duration = Duration::from_micros(40);
+pub use disjoint::Disjoint;
+use patience::Patience;
 
 const OPEN: u64 = 1 << 31;
 const INSIDE: u64 = OPEN - 1;
@@ -44,7 +52,8 @@ thread_local! {
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    caller: Mutex<()>,
+    /// Whose turn it is, and how long the caller looks for the end of a run.
+    caller: Mutex<Patience>,
     isa: Isa,
 }
 
@@ -114,7 +123,7 @@ impl Pool {
                     .expect("the operating system can start a worker thread")
             })
             .collect();
-        Pool { shared, workers, caller: Mutex::new(()), isa }
+        Pool { shared, workers, caller: Mutex::new(Patience::new()), isa }
     }
 
     /// Threads that take part in a run, the caller included.
@@ -136,7 +145,7 @@ impl Pool {
             (0..tasks).for_each(body);
             return;
         }
-        let turn = lock(&self.caller);
+        let mut turn = lock(&self.caller);
         let shared = &*self.shared;
         // SAFETY: the lifetime is erased only until `close` below, after which no
         // worker is inside the run; nothing in between can unwind past it.
@@ -155,7 +164,7 @@ impl Pool {
             shared.wake.notify_all();
         }
         shared.take_tasks(&job);
-        shared.close();
+        shared.close(&mut turn);
         let panic = lock(&shared.panic).take();
         drop(turn);
         if let Some(payload) = panic {
@@ -216,28 +225,27 @@ impl Shared {
     }
 
     /// Ends the run: keeps late workers out and waits for those inside.
-    fn close(&self) {
-        let mut inside = self.state.0.fetch_and(!OPEN, Ordering::AcqRel) & INSIDE;
-        let start = Instant::now();
-        while inside != 0 {
-            if start.elapsed() > SPIN {
-                let mut guard = lock(&self.lock);
-                self.caller_parked.store(true, Ordering::SeqCst);
-                while self.state.0.load(Ordering::SeqCst) & INSIDE != 0 {
-                    guard = self.done.wait(guard).unwrap_or_else(PoisonError::into_inner);
-                }
-                self.caller_parked.store(false, Ordering::Relaxed);
-                return;
-            }
-            spin();
-            inside = self.state.0.load(Ordering::Acquire) & INSIDE;
+    fn close(&self, patience: &mut Patience) {
+        if self.state.0.fetch_and(!OPEN, Ordering::AcqRel) & INSIDE == 0 {
+            return;
         }
+        if patience.look(|| self.state.0.load(Ordering::Acquire) & INSIDE == 0) {
+            return;
+        }
+        let asleep = Instant::now();
+        let mut guard = lock(&self.lock);
+        self.caller_parked.store(true, Ordering::SeqCst);
+        while self.state.0.load(Ordering::SeqCst) & INSIDE != 0 {
+            guard = self.done.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.caller_parked.store(false, Ordering::Relaxed);
+        patience.woken(asleep.elapsed());
     }
 
     /// Body of a worker thread.
     fn work(&self) {
-        let mut seen = 0;
-        while let Some(number) = self.enter(seen) {
+        let (mut seen, mut patience) = (0, Patience::new());
+        while let Some(number) = self.enter(seen, &mut patience) {
             seen = number;
             // SAFETY: we are inside an open run, so the job is published and stays
             // in place until we leave.
@@ -252,29 +260,28 @@ impl Shared {
     }
 
     /// Joins the next open run other than `seen` and returns its number; `None` at shutdown.
-    fn enter(&self, seen: u64) -> Option<u64> {
-        let mut start = Instant::now();
+    fn enter(&self, seen: u64, patience: &mut Patience) -> Option<u64> {
         loop {
-            if let Some(number) = self.try_enter(seen) {
-                return Some(number);
+            let mut entered = None;
+            let found = patience.look(|| {
+                entered = self.try_enter(seen);
+                entered.is_some() || self.shutdown.load(Ordering::Relaxed)
+            });
+            if found {
+                return entered;
             }
-            if self.shutdown.load(Ordering::Relaxed) {
-                return None;
-            }
-            spin();
-            if start.elapsed() > SPIN {
-                let guard = lock(&self.lock);
-                self.sleeping.fetch_add(1, Ordering::SeqCst);
-                let idle = |_: &mut ()| {
-                    let state = self.state.0.load(Ordering::SeqCst);
-                    let open = state & OPEN != 0 && state >> 32 != seen;
-                    !open && !self.shutdown.load(Ordering::SeqCst)
-                };
-                let woken = self.wake.wait_while(guard, idle);
-                self.sleeping.fetch_sub(1, Ordering::SeqCst);
-                drop(woken.unwrap_or_else(PoisonError::into_inner));
-                start = Instant::now();
-            }
+            let asleep = Instant::now();
+            let guard = lock(&self.lock);
+            self.sleeping.fetch_add(1, Ordering::SeqCst);
+            let idle = |_: &mut ()| {
+                let state = self.state.0.load(Ordering::SeqCst);
+                let open = state & OPEN != 0 && state >> 32 != seen;
+                !open && !self.shutdown.load(Ordering::SeqCst)
+            };
+            let woken = self.wake.wait_while(guard, idle);
+            self.sleeping.fetch_sub(1, Ordering::SeqCst);
+            drop(woken.unwrap_or_else(PoisonError::into_inner));
+            patience.woken(asleep.elapsed());
         }
     }
 
@@ -291,151 +298,7 @@ impl Shared {
     }
 }
 
-/// A few dozen nanoseconds of politeness between looks at shared state.
-fn spin() {
-    for _ in 0..16 {
-        std::hint::spin_loop();
-    }
-}
-
 /// The data behind our locks is valid whatever panicked, so poisoning is ignored.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A mutable slice that tasks of one run write in parts that do not overlap.
-#[derive(Clone, Copy)]
-pub struct Disjoint<'a, T> {
-    data: *mut T,
-    len: usize,
-    owner: PhantomData<&'a mut [T]>,
-}
-
-// SAFETY: access is only through unsafe functions whose callers promise that parts do not overlap.
-unsafe impl<T: Send> Send for Disjoint<'_, T> {}
-// SAFETY: as above.
-unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
-
-impl<'a, T> Disjoint<'a, T> {
-    /// Borrows `data` for the duration of a run.
-    pub fn new(data: &'a mut [T]) -> Disjoint<'a, T> {
-        Disjoint { data: data.as_mut_ptr(), len: data.len(), owner: PhantomData }
-    }
-
-    /// Elements of the whole slice.
-    #[expect(clippy::len_without_is_empty, reason = "a bound for indices, not a collection")]
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Pointer to the first element, for kernels with strided access.
-    ///
-    /// Writing through it is sound only where no other task reads or writes.
-    pub fn as_mut_ptr(&self) -> *mut T {
-        self.data
-    }
-
-    /// The part from `start` on.
-    ///
-    /// # Panics
-    /// When `start` is out of bounds.
-    #[track_caller]
-    pub fn after(&self, start: usize) -> Disjoint<'a, T> {
-        assert!(start <= self.len, "part out of bounds");
-        // SAFETY: in bounds by the check.
-        let data = unsafe { self.data.add(start) };
-        Disjoint { data, len: self.len - start, owner: PhantomData }
-    }
-
-    /// The part of `len` elements from `start`.
-    ///
-    /// # Safety
-    /// While the result lives, no other part that overlaps it may exist.
-    ///
-    /// # Panics
-    /// When the part is out of bounds.
-    #[track_caller]
-    pub unsafe fn slice(&self, start: usize, len: usize) -> &'a mut [T] {
-        assert!(start <= self.len && len <= self.len - start, "part out of bounds");
-        // SAFETY: in bounds by the check, exclusive by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.data.add(start), len) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_task_runs_once() {
-        for threads in [1, 2, 5] {
-            let pool = Pool::new(threads);
-            for tasks in [0, 1, 2, 3, 31, 1000] {
-                let mut hits = vec![0u8; tasks];
-                pool.run_pieces(&mut hits, 1, |_, hit| hit[0] += 1);
-                assert!(hits.iter().all(|&hit| hit == 1));
-            }
-        }
-    }
-
-    #[test]
-    fn many_short_runs_with_pauses() {
-        let pool = Pool::new(3);
-        let sum = AtomicUsize::new(0);
-        for round in 0..2000 {
-            pool.run(7, &|task| {
-                sum.fetch_add(task, Ordering::Relaxed);
-            });
-            if round % 500 == 0 {
-                std::thread::sleep(3 * SPIN);
-            }
-        }
-        assert_eq!(sum.into_inner(), 2000 * 21);
-    }
-
-    #[test]
-    fn nested_runs_go_inline() {
-        let pool = Pool::new(2);
-        let count = AtomicUsize::new(0);
-        pool.run(4, &|_| {
-            pool.run(8, &|_| {
-                count.fetch_add(1, Ordering::Relaxed);
-            })
-        });
-        assert_eq!(count.into_inner(), 32);
-    }
-
-    #[test]
-    fn a_panic_reaches_the_caller_and_the_pool_survives() {
-        let pool = Pool::new(2);
-        for _ in 0..10 {
-            let result = catch_unwind(AssertUnwindSafe(|| {
-                pool.run(64, &|task| assert!(task != 40, "task forty"));
-            }));
-            assert!(result.is_err());
-        }
-        let count = AtomicUsize::new(0);
-        pool.run(64, &|_| {
-            count.fetch_add(1, Ordering::Relaxed);
-        });
-        assert_eq!(count.into_inner(), 64);
-    }
-
-    #[test]
-    fn callers_take_turns() {
-        let pool = Pool::new(2);
-        let count = AtomicUsize::new(0);
-        std::thread::scope(|scope| {
-            for _ in 0..3 {
-                scope.spawn(|| {
-                    for _ in 0..200 {
-                        pool.run(5, &|_| {
-                            count.fetch_add(1, Ordering::Relaxed);
-                        });
-                    }
-                });
-            }
-        });
-        assert_eq!(count.into_inner(), 3000);
-    }
 }
