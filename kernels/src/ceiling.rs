@@ -7,6 +7,7 @@
 mod vector;
 
 use std::hint::black_box;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crate::isa::Isa;
@@ -27,6 +28,8 @@ pub struct Ceilings {
     pub copy: f64,
     /// As `copy`, on arrays of 64 MB, which stay in the last cache of some servers.
     pub copy_near: f64,
+    /// Times per second that a word goes to another thread and back, what a launch must wait for at least.
+    pub handoffs: f64,
 }
 
 /// Bytes of the arrays that are streamed: two are larger than the largest caches in use.
@@ -42,14 +45,20 @@ const PIECE: usize = 1 << 20;
 const RUNS: usize = 5;
 
 impl Ceilings {
-    /// Measures this machine: about a second and half a gigabyte.
+    /// Measures this machine: about two seconds and half a gigabyte.
     pub fn measure(pool: &Pool) -> Ceilings {
         let (mut source, mut target) = (Vec::new(), Vec::new());
         for (values, value) in [(&mut source, 1.0f32), (&mut target, 0.0)] {
-            values.reserve_exact(STREAMED / size_of::<f32>());
+            // A line more, to begin with a whole one.
+            let len = STREAMED / size_of::<f32>() + 16;
+            values.reserve_exact(len);
             prefer_huge(values.spare_capacity_mut());
-            values.resize(STREAMED / size_of::<f32>(), value);
+            values.resize(len, value);
         }
+        let whole = |values: &[f32]| values.as_ptr().align_offset(64);
+        let source = &source[whole(&source)..][..STREAMED / size_of::<f32>()];
+        let first = whole(&target);
+        let target = &mut target[first..][..STREAMED / size_of::<f32>()];
         let piece = PIECE / size_of::<f32>();
         let read = best(|| {
             pool.run(source.len() / piece, &|task| {
@@ -75,6 +84,7 @@ impl Ceilings {
             read: STREAMED as f64 / read,
             copy,
             copy_near,
+            handoffs: handoffs(),
         }
     }
 }
@@ -88,6 +98,38 @@ fn best(mut body: impl FnMut()) -> f64 {
         start.elapsed().as_secs_f64()
     };
     (0..RUNS).map(|_| timed(&mut body)).fold(f64::INFINITY, f64::min)
+}
+
+/// Round trips per second of one word between this thread and another.
+fn handoffs() -> f64 {
+    const TRIPS: usize = 20_000;
+    let word = AtomicUsize::new(0);
+    let wait_for = |value: usize| {
+        let mut looks = 0u32;
+        while word.load(Ordering::Acquire) != value {
+            looks += 1;
+            // On a single core the other thread needs it.
+            if looks.is_multiple_of(1 << 14) { std::thread::yield_now() } else { std::hint::spin_loop() }
+        }
+    };
+    // Odd values are questions, even ones answers. The first trips wait for the thread to start.
+    let seconds = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for trip in 0..2 * TRIPS {
+                wait_for(2 * trip + 1);
+                word.store(2 * trip + 2, Ordering::Release);
+            }
+        });
+        let ask = |trip: usize| {
+            word.store(2 * trip + 1, Ordering::Release);
+            wait_for(2 * trip + 2);
+        };
+        (0..TRIPS).for_each(ask);
+        let start = Instant::now();
+        (TRIPS..2 * TRIPS).for_each(ask);
+        start.elapsed().as_secs_f64()
+    });
+    TRIPS as f64 / seconds
 }
 
 /// Operations per second over all threads of a loop that reports how many it did.

@@ -36,3 +36,4 @@ pub mod topk;
 
 #[cfg(target_arch = "x86_64")]
 mod simd;
+mod stream;

@@ -335,7 +335,13 @@ mod tests {
     #[test]
     fn every_attribute_shows() {
         let rope = |inverse, scale| {
-            let rope = Rope { inv_freq: [Float(1.0)].into(), layout: RopeLayout::Halves, attn_scale: Float(scale), inverse, sections: [].into() };
+            let rope = Rope {
+                inv_freq: [Float(1.0)].into(),
+                layout: RopeLayout::Halves,
+                attn_scale: Float(scale),
+                inverse,
+                sections: [].into(),
+            };
             attributes(&rope.into(), &mut Own(&Graph::default())).join(" ")
         };
         assert_eq!(rope(false, 1.0), "Halves scale=1 inv-freq=[1]");

@@ -1,19 +1,29 @@
 //! Owned, zeroed, 64-byte aligned memory: the arena, trainable weights and states.
 //!
-//! Zeroed pages come from the system lazily, so a KV cache or an arena costs physical memory only where it is touched.
+//! Zeroed pages come from the system lazily, so a KV cache or an arena costs physical memory only where it is touched. Large buffers
+//! ask for large pages.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
+
+use swift_kernels::pages::prefer_huge;
 
 use crate::{Error, Result};
 
 /// A cache line, and the widest vector register.
 const ALIGN: usize = 64;
 
+/// A large page. Buffers of several begin with a whole one.
+const PAGE: usize = 2 << 20;
+
 /// Zero-initialised memory of fixed size.
 pub(crate) struct Buffer {
+    /// First byte of use.
     data: NonNull<u8>,
     bytes: usize,
+    /// What was allocated.
+    block: NonNull<u8>,
+    layout: Layout,
 }
 
 // SAFETY: a buffer owns its memory; access follows the borrow of the buffer.
@@ -29,13 +39,23 @@ impl Buffer {
     pub(crate) fn zeroed(bytes: usize, what: &'static str) -> Result<Buffer> {
         let failed = || Error::Memory { what, bytes };
         let bytes = bytes.checked_next_multiple_of(4).ok_or_else(failed)?;
+        let align = if bytes >= 4 * PAGE { PAGE } else { ALIGN };
+        // Only what is allocated without alignment of its own comes zeroed from the system; more would be written here. So the block
+        // has room for the alignment, which costs addresses alone.
+        let layout = Layout::from_size_align(bytes.checked_add(align).ok_or_else(failed)?, 1).map_err(|_| failed())?;
         if bytes == 0 {
-            return Ok(Buffer { data: NonNull::<Line>::dangling().cast(), bytes });
+            let data = NonNull::<Line>::dangling().cast();
+            return Ok(Buffer { data, bytes, block: data, layout });
         }
-        let layout = Layout::from_size_align(bytes, ALIGN).map_err(|_| failed())?;
         // SAFETY: the layout's size is not zero.
-        let data = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(failed)?;
-        Ok(Buffer { data, bytes })
+        let block = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(failed)?;
+        // SAFETY: at most `align` bytes further, which the block has.
+        let data = unsafe { block.add(block.align_offset(align)) };
+        let mut buffer = Buffer { data, bytes, block, layout };
+        if align == PAGE {
+            prefer_huge(buffer.bytes_mut());
+        }
+        Ok(buffer)
     }
 
     /// A copy of `values`.
@@ -88,8 +108,8 @@ struct Line;
 impl Drop for Buffer {
     fn drop(&mut self) {
         if self.bytes > 0 {
-            // SAFETY: allocated with this size and alignment, which were valid then.
-            unsafe { dealloc(self.data.as_ptr(), Layout::from_size_align_unchecked(self.bytes, ALIGN)) }
+            // SAFETY: allocated with this layout.
+            unsafe { dealloc(self.block.as_ptr(), self.layout) }
         }
     }
 }
@@ -103,6 +123,9 @@ mod tests {
         let mut buffer = Buffer::zeroed(10, "a test").unwrap();
         assert_eq!((buffer.bytes(), buffer.as_ptr() as usize % ALIGN), (12, 0));
         assert_eq!(buffer.floats_mut(), [0.0; 3]);
+        let large = Buffer::zeroed(5 * PAGE + 3, "a test").unwrap();
+        assert_eq!((large.bytes(), large.as_ptr() as usize % PAGE), (5 * PAGE + 4, 0));
+        assert!(large.floats().iter().all(|&x| x == 0.0));
         assert!(Buffer::zeroed(0, "a test").unwrap().floats().is_empty());
         assert!(matches!(Buffer::zeroed(usize::MAX - 8, "a test"), Err(Error::Memory { .. })));
     }

@@ -77,17 +77,9 @@ simd_fn! {
         let len = x.len().min(out.len());
         let by = s.splat(1.5);
         let (x, out) = (x.as_ptr(), out.as_mut_ptr());
-        let first = if stream { out.align_offset(S::LANES * size_of::<f32>()).min(len) } else { len };
-        let whole = (len - first) / S::LANES * S::LANES;
+        let past = stream && out.align_offset(S::LANES * size_of::<f32>()) == 0;
         // SAFETY: both slices have `len` elements and do not overlap; stores past the caches are aligned.
-        unsafe {
-            crate::simd::map(s, x, out, first, |x| s.mul(x, by));
-            for i in (first..first + whole).step_by(S::LANES) {
-                s.store_stream(out.add(i), s.mul(s.load(x.add(i)), by));
-            }
-            crate::simd::fence();
-            let last = first + whole;
-            crate::simd::map(s, x.add(last), out.add(last), len - last, |x| s.mul(x, by));
-        }
+        unsafe { crate::simd::map_to(s, past, x, out, len, |x| s.mul(x, by)) };
+        crate::simd::fence();
     }
 }

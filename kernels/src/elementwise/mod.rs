@@ -31,6 +31,7 @@ pub(crate) use scalar::erf;
 use crate::gemm::scratch::with_scratch;
 use crate::isa::Isa;
 use crate::pool::Pool;
+use crate::stream;
 use program::{Place, Plan, Register};
 
 /// Most floats of one register tile: what an instruction costs beside its loop is small against 8 KiB.
@@ -43,7 +44,7 @@ const LIVE: usize = 8 * 1024;
 const LINE: usize = 16;
 
 /// Elements that are worth a task of their own.
-const GRAIN: usize = 16 * 1024;
+const GRAIN: usize = 32 * 1024;
 
 /// An input of [`run`].
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +65,14 @@ pub enum OperandPtr {
 }
 
 impl OperandPtr {
+    /// Where it begins, as if of floats.
+    fn address(self) -> *const f32 {
+        match self {
+            OperandPtr::F32(data) => data,
+            OperandPtr::I32(data) => data.cast(),
+        }
+    }
+
     /// The same operand, `offset` elements further.
     ///
     /// # Safety
@@ -135,32 +144,57 @@ pub unsafe fn run_raw(pool: &Pool, program: &Program, rows: usize, cols: usize, 
     let per_task = GRAIN.div_ceil(tile_rows * tile_cols);
     let tiles = down * across;
     let isa = pool.isa();
-    let run = Run { program, plan: &plan, isa, tile, cols, inputs, outputs };
+    let read: Vec<*const f32> = inputs.iter().map(|input| input.address()).collect();
+    // Tiles begin at whole lines if rows do.
+    let lines = rows == 1 || cols.is_multiple_of(LINE);
+    let past: Vec<bool> = outputs.iter().map(|&out| lines && stream::is_large(isa, rows * cols, out, &read)).collect();
+    let run = Run { program, plan: &plan, isa, tile, cols, inputs, outputs, past: &past };
     let area = |index: usize| {
         let (row, col) = (index / across * tile_rows, index % across * tile_cols);
-        Area { row, rows: tile_rows.min(rows - row), col, cols: tile_cols.min(cols - col) }
+        Area { index, row, rows: tile_rows.min(rows - row), col, cols: tile_cols.min(cols - col) }
     };
     pool.run(tiles.div_ceil(per_task), &|task| {
         let run = &run;
-        with_scratch(plan.slots * tile, |scratch| {
+        // Two tiles more, for results on their way to memory.
+        with_scratch((plan.slots + 2) * tile, |scratch| {
             let mut registers = vec![Register::new(std::ptr::null(), false); program.instrs.len()];
             // SAFETY: the scratch has a tile for every slot of the plan, registers one entry for each
             // instruction; the rest is promised by the caller.
             unsafe { run.invariants(scratch, &mut registers) };
             let end = tiles.min((task + 1) * per_task);
+            let mut last = None;
             for index in task * per_task..end {
                 let next = (index + 1 < end).then(|| area(index + 1));
                 // SAFETY: the area lies inside the matrix and tiles do not overlap; as above.
-                unsafe { run.tile(area(index), next, scratch, &mut registers) };
+                unsafe { run.tile(area(index), Around { last, next }, scratch, &mut registers) };
+                last = Some(area(index));
+            }
+            if let Some(last) = last {
+                // SAFETY: the last tile of the task, which was computed.
+                unsafe { run.hand_over(last, scratch, 0, 1) };
             }
         });
+        if run.past.contains(&true) {
+            stream::fence();
+        }
     });
+}
+
+/// Neighbours of a tile, whose memory traffic goes on while it is computed.
+#[derive(Clone, Copy)]
+struct Around {
+    /// Its result is handed over.
+    last: Option<Area>,
+    /// Its operands are fetched.
+    next: Option<Area>,
 }
 
 /// One tile of the matrix. Either it has one row or it spans all columns, so its elements
 /// are contiguous.
 #[derive(Clone, Copy)]
 struct Area {
+    /// Number of the tile.
+    index: usize,
     row: usize,
     rows: usize,
     col: usize,
@@ -177,6 +211,8 @@ struct Run<'a> {
     cols: usize,
     inputs: &'a [OperandPtr],
     outputs: &'a [*mut f32],
+    /// Outputs that are stored past the caches.
+    past: &'a [bool],
 }
 
 // SAFETY: tasks read shared inputs and write disjoint tiles of the outputs.
@@ -188,7 +224,7 @@ impl Run<'_> {
     /// # Safety
     /// As [`Run::tile`].
     unsafe fn invariants(&self, scratch: &mut [f32], registers: &mut [Register]) {
-        let area = Area { row: 0, rows: 1, col: 0, cols: LINE };
+        let area = Area { index: 0, row: 0, rows: 1, col: 0, cols: LINE };
         for index in 0..self.program.instrs.len() {
             if self.plan.invariant[index] {
                 // SAFETY: an invariant instruction reads constants, scalars and invariant
@@ -198,35 +234,73 @@ impl Run<'_> {
         }
     }
 
-    /// Computes one tile of all outputs and fetches the operands of the `next`.
+    /// Whether the only instruction streams from memory to memory: the processor sees for itself what comes next.
+    fn streams(&self) -> bool {
+        self.plan.steps == 1
+    }
+
+    /// Where a tile's result is kept until it is handed over; tiles take turns.
+    fn held<'s>(&self, area: Area, scratch: &'s mut [f32]) -> &'s mut [f32] {
+        let turn = area.index % 2;
+        &mut scratch[(self.plan.slots + turn) * self.tile..][..self.tile]
+    }
+
+    /// Stores part `part` of `parts` of the result of `area` past the caches, if it is kept.
+    ///
+    /// # Safety
+    /// As [`Run::tile`], for an area that was computed.
+    unsafe fn hand_over(&self, area: Area, scratch: &mut [f32], part: usize, parts: usize) {
+        if let (Some(Place::Output(output)), false) = (self.plan.places.last(), self.streams())
+            && self.past[*output]
+        {
+            let (start, len) = (area.row * self.cols + area.col, area.rows * area.cols);
+            let lines = len.div_ceil(LINE).div_ceil(parts);
+            let from = (part * lines * LINE).min(len);
+            let count = (lines * LINE).min(len - from);
+            let source = &self.held(area, scratch)[from..][..count];
+            // SAFETY: a part of the tile, which is inside the output.
+            unsafe { stream::copy(self.isa, source.as_ptr(), self.outputs[*output].add(start + from), count) };
+        }
+    }
+
+    /// Computes one tile of all outputs, and in between hands over the last one and fetches the next.
     ///
     /// # Safety
     /// `area` lies inside the matrix and is written by no other task; `scratch` holds
-    /// `plan.slots` tiles; `registers` has one entry for each instruction, and those of
+    /// `plan.slots + 2` tiles; `registers` has one entry for each instruction, and those of
     /// invariant instructions are set.
-    unsafe fn tile(&self, area: Area, next: Option<Area>, scratch: &mut [f32], registers: &mut [Register]) {
-        // An instruction alone streams: the processor sees what it will read.
-        let ahead = next.filter(|_| self.plan.steps > 1);
+    unsafe fn tile(&self, area: Area, around: Around, scratch: &mut [f32], registers: &mut [Register]) {
         let mut step = 0;
         for index in 0..self.program.instrs.len() {
             if !self.plan.invariant[index] {
                 // SAFETY: as promised to this function.
                 unsafe { self.step(index, area, scratch, registers) };
-                if let (Some(next), true) = (ahead, self.plan.computes(index)) {
-                    self.fetch(next, step);
+                if self.plan.computes(index) && !self.streams() {
+                    if let Some(last) = around.last {
+                        // SAFETY: as promised to this function.
+                        unsafe { self.hand_over(last, scratch, step, self.plan.steps) };
+                    }
+                    if let Some(next) = around.next {
+                        self.fetch(next, step);
+                    }
                     step += 1;
                 }
             }
         }
         let (start, len) = (area.row * self.cols + area.col, area.rows * area.cols);
-        for (&register, &output) in self.program.outputs.iter().zip(self.outputs) {
+        for (index, (&register, &output)) in self.program.outputs.iter().zip(self.outputs).enumerate() {
             let source = registers[usize::from(register)];
+            let is_last = self.plan.places.last() == Some(&Place::Output(index));
             // SAFETY: the tile is inside the output; the source is a scratch tile or, when the
             // last instruction wrote its output directly, the destination itself.
             unsafe {
                 let out = output.add(start);
                 if source.mask == 0 {
                     scalar::fill(OperandPtr::F32(source.data), out, len);
+                } else if self.past[index] {
+                    if !is_last {
+                        stream::copy(self.isa, source.data, out, len);
+                    }
                 } else if !std::ptr::eq(source.data, out) {
                     std::ptr::copy(source.data, out, len);
                 }
@@ -239,12 +313,8 @@ impl Run<'_> {
         let (start, lines) = (area.row * self.cols + area.col, (area.rows * area.cols).div_ceil(LINE));
         let part = lines.div_ceil(self.plan.steps);
         for (input, _) in self.inputs.iter().zip(&self.program.inputs).filter(|(_, span)| **span == Broadcast::Full) {
-            let data: *const f32 = match *input {
-                OperandPtr::F32(data) => data,
-                OperandPtr::I32(data) => data.cast(),
-            };
             for line in part * step..lines.min(part * (step + 1)) {
-                prefetch(data.wrapping_add(start + line * LINE));
+                prefetch(input.address().wrapping_add(start + line * LINE));
             }
         }
     }
@@ -255,10 +325,13 @@ impl Run<'_> {
     /// As [`Run::tile`], and the registers that the instruction reads are set.
     unsafe fn step(&self, index: usize, area: Area, scratch: &mut [f32], registers: &mut [Register]) {
         let (isa, tile) = (self.isa, self.tile);
+        let past = matches!(self.plan.places[index], Place::Output(output) if self.past[output] && self.streams());
         let len = area.rows * area.cols;
         let start = area.row * self.cols + area.col;
         let out = match self.plan.places[index] {
             Place::Slot(slot) => scratch[slot * tile..][..tile].as_mut_ptr(),
+            // To be stored past the caches while the next tile is computed.
+            Place::Output(output) if self.past[output] && !self.streams() => self.held(area, scratch).as_mut_ptr(),
             // SAFETY: the tile is inside the output.
             Place::Output(output) => unsafe { self.outputs[output].add(start) },
             Place::Input => {
@@ -300,10 +373,10 @@ impl Run<'_> {
                 Instr::Const(value) => {
                     scalar::fill(OperandPtr::F32(&raw const value), out, len);
                 }
-                Instr::Unary(op, x) => unary(isa, op, registers[usize::from(x)].data, out, len),
+                Instr::Unary(op, x) => unary(isa, op, past, registers[usize::from(x)].data, out, len),
                 Instr::Binary(op, a, b) => {
                     let (a, b) = (registers[usize::from(a)], registers[usize::from(b)]);
-                    binary(isa, op, a, b, out, len);
+                    binary(isa, op, past, a, b, out, len);
                 }
                 Instr::Select(cond, a, b) => {
                     select(isa, [cond, a, b].map(|register| registers[usize::from(register)]), out, len);
@@ -322,12 +395,12 @@ pub(crate) fn apply(isa: Isa, op: Unary, x: &mut [f32]) {
 
 /// # Safety
 /// `x` is readable and `out` writable for `len` floats; they are equal or do not overlap.
-unsafe fn unary(isa: Isa, op: Unary, x: *const f32, out: *mut f32, len: usize) {
+unsafe fn unary(isa: Isa, op: Unary, past: bool, x: *const f32, out: *mut f32, len: usize) {
     // SAFETY: promised by the caller; the pool vouches for the instruction set.
     unsafe {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 | Isa::Avx512 => vector::unary(isa, op, x, out, len),
+            Isa::Avx2 | Isa::Avx512 => vector::unary(isa, op, past, x, out, len),
             _ => scalar::unary(op, x, out, len),
         }
     }
@@ -335,12 +408,12 @@ unsafe fn unary(isa: Isa, op: Unary, x: *const f32, out: *mut f32, len: usize) {
 
 /// # Safety
 /// As [`unary`], for both operands.
-unsafe fn binary(isa: Isa, op: Binary, a: Register, b: Register, out: *mut f32, len: usize) {
+unsafe fn binary(isa: Isa, op: Binary, past: bool, a: Register, b: Register, out: *mut f32, len: usize) {
     // SAFETY: promised by the caller; the pool vouches for the instruction set.
     unsafe {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 | Isa::Avx512 => vector::binary(isa, op, a, b, out, len),
+            Isa::Avx2 | Isa::Avx512 => vector::binary(isa, op, past, a, b, out, len),
             _ => scalar::binary(op, a, b, out, len),
         }
     }

@@ -12,9 +12,10 @@ mod vector;
 
 use crate::isa::Isa;
 use crate::pool::Pool;
+use crate::stream;
 
 /// Elements of one task.
-const GRAIN: usize = 16 * 1024;
+const GRAIN: usize = 32 * 1024;
 
 /// What the gate passes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,6 +51,7 @@ pub fn glu(pool: &Pool, f: Gate, gate: &[f32], up: &[f32], out: &mut [f32]) {
 /// `gate` and `up` are readable and `out` writable for `len` floats; `out` is equal to an input or does not overlap it.
 pub unsafe fn glu_raw(pool: &Pool, f: Gate, len: usize, gate: *const f32, up: *const f32, out: *mut f32) {
     let data = Buffers { inputs: [gate, up], outputs: [out] };
+    let past = stream::is_large(pool.isa(), len, out, &data.inputs);
     pool.run(len.div_ceil(GRAIN), &|task| {
         let data = &data;
         let start = task * GRAIN;
@@ -59,9 +61,12 @@ pub unsafe fn glu_raw(pool: &Pool, f: Gate, len: usize, gate: *const f32, up: *c
             let ([gate, up], [out]) = data.at(start);
             match pool.isa() {
                 #[cfg(target_arch = "x86_64")]
-                isa @ (Isa::Avx2 | Isa::Avx512) => vector::forward(isa, f, len, gate, up, out),
+                isa @ (Isa::Avx2 | Isa::Avx512) => vector::forward(isa, f, past, len, gate, up, out),
                 _ => scalar::forward(f, len, gate, up, out),
             }
+        }
+        if past {
+            stream::fence();
         }
     });
 }
@@ -87,6 +92,7 @@ pub fn glu_bwd(pool: &Pool, f: Gate, gate: &[f32], up: &[f32], d_out: &[f32], d_
 /// do not overlap each other.
 pub unsafe fn glu_bwd_raw(pool: &Pool, f: Gate, len: usize, inputs: [*const f32; 3], outputs: [*mut f32; 2]) {
     let data = Buffers { inputs, outputs };
+    let past = outputs.map(|out| stream::is_large(pool.isa(), len, out, &inputs));
     pool.run(len.div_ceil(GRAIN), &|task| {
         let data = &data;
         let start = task * GRAIN;
@@ -96,9 +102,12 @@ pub unsafe fn glu_bwd_raw(pool: &Pool, f: Gate, len: usize, inputs: [*const f32;
             let (inputs, outputs) = data.at(start);
             match pool.isa() {
                 #[cfg(target_arch = "x86_64")]
-                isa @ (Isa::Avx2 | Isa::Avx512) => vector::backward(isa, f, len, inputs, outputs),
+                isa @ (Isa::Avx2 | Isa::Avx512) => vector::backward(isa, f, past, len, inputs, outputs),
                 _ => scalar::backward(f, len, inputs, outputs),
             }
+        }
+        if past.contains(&true) {
+            stream::fence();
         }
     });
 }

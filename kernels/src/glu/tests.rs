@@ -38,7 +38,8 @@ fn levels_and_threads_agree() {
 
 #[test]
 fn odd_gates() {
-    let gate = [0.0, -0.0, 1e-40, -30.0, 100.0, -100.0, 1e30, -1e30, f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
+    let gate =
+        [0.0, -0.0, 1e-40, -30.0, 100.0, -100.0, 1e30, -1e30, f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
     let ones = [1.0; 13];
     for f in Gate::ALL {
         let want = all(&Pool::with_isa(1, Isa::Scalar), f, &gate, &ones, &ones);

@@ -1,7 +1,9 @@
 //! Rows picked and accumulated by index.
 
+use crate::gemm::scratch::with_scratch;
 use crate::pool::Pool;
 use crate::reduce::sort_by_number;
+use crate::stream;
 
 /// Elements that are worth a task of their own.
 const GRAIN: usize = 16 * 1024;
@@ -17,12 +19,24 @@ pub fn gather_rows<T: Copy + Default + Send + Sync>(pool: &Pool, rows: usize, d:
         return;
     }
     let per_task = (GRAIN / d).max(1);
+    let isa = pool.isa();
+    let past = size_of::<T>() == 4 && d.is_multiple_of(16) && stream::is_large(isa, dst.len(), dst.as_ptr().cast(), &[]);
     pool.run_pieces(dst, per_task * d, |task, dst| {
-        for (dst, &row) in dst.chunks_exact_mut(d).zip(&idx[task * per_task..]) {
-            match usize::try_from(row) {
-                Ok(row) => dst.copy_from_slice(&src[row * d..][..d]),
-                Err(_) => dst.fill(T::default()),
+        let idx = &idx[task * per_task..];
+        for (at, dst) in dst.chunks_exact_mut(d).enumerate() {
+            let row = |at: usize| idx.get(at).and_then(|&row| usize::try_from(row).ok()).map(|row| &src[row * d..][..d]);
+            if let Some(next) = row(at + 1) {
+                stream::fetch(next);
             }
+            match row(at) {
+                // SAFETY: rows of as many elements of four bytes, which are moved as such.
+                Some(src) if past => unsafe { stream::copy(isa, src.as_ptr().cast(), dst.as_mut_ptr().cast(), d) },
+                Some(src) => dst.copy_from_slice(src),
+                None => dst.fill(T::default()),
+            }
+        }
+        if past {
+            stream::fence();
         }
     });
 }
@@ -53,28 +67,50 @@ pub fn scatter_add_rows(pool: &Pool, rows: usize, d: usize, base: Base<'_>, idx:
     }
     let (start, order) = sort_by_number(rows, idx);
     let per_task = (GRAIN / d).max(1);
+    let isa = pool.isa();
+    let past = !matches!(base, Base::InPlace) && d.is_multiple_of(16) && stream::is_large(isa, dst.len(), dst.as_ptr(), &[]);
     pool.run_pieces(dst, per_task * d, |task, dst| {
-        for (at, dst) in dst.chunks_exact_mut(d).enumerate() {
-            let row = task * per_task + at;
-            let mut added = order[start[row]..start[row + 1]].iter().map(|&i| &src[i as usize * d..][..d]);
-            match (base, added.clone().next()) {
-                (Base::InPlace, _) => {}
-                (Base::Zero, None) => dst.fill(0.0),
-                (Base::Zero, Some(first)) => {
-                    // Zero and a negative zero are zero, as a sum that begins with zero is.
-                    dst.iter_mut().zip(first).for_each(|(dst, x)| *dst = 0.0 + x);
-                    added.next();
+        with_scratch(if past { d } else { 0 }, |scratch| {
+            for (at, dst) in dst.chunks_exact_mut(d).enumerate() {
+                let row = task * per_task + at;
+                let added = order[start[row]..start[row + 1]].iter().map(|&i| &src[i as usize * d..][..d]);
+                if let Some(&next) = order.get(start[row + 1]) {
+                    stream::fetch(&src[next as usize * d..][..d]);
                 }
-                (Base::Other(base), None) => dst.copy_from_slice(&base[row * d..][..d]),
-                (Base::Other(base), Some(first)) => {
-                    let base = &base[row * d..][..d];
-                    dst.iter_mut().zip(base).zip(first).for_each(|((dst, base), x)| *dst = base + x);
-                    added.next();
+                let base = match base {
+                    Base::Other(base) => Base::Other(&base[row * d..][..d]),
+                    same => same,
+                };
+                if past {
+                    sum(base, added, scratch);
+                    // SAFETY: a row each.
+                    unsafe { stream::copy(isa, scratch.as_ptr(), dst.as_mut_ptr(), d) };
+                } else {
+                    sum(base, added, dst);
                 }
             }
-            added.for_each(|x| dst.iter_mut().zip(x).for_each(|(dst, x)| *dst += x));
+        });
+        if past {
+            stream::fence();
         }
     });
+}
+
+/// `out = base`, then `out += x` for all rows `x` that are added.
+fn sum<'a>(base: Base<'_>, mut added: impl Iterator<Item = &'a [f32]>, out: &mut [f32]) {
+    match base {
+        Base::InPlace => {}
+        Base::Zero => match added.next() {
+            // As a sum that begins with zero: a negative zero becomes zero.
+            Some(first) => out.iter_mut().zip(first).for_each(|(out, x)| *out = 0.0 + x),
+            None => out.fill(0.0),
+        },
+        Base::Other(base) => match added.next() {
+            Some(first) => out.iter_mut().zip(base).zip(first).for_each(|((out, base), x)| *out = base + x),
+            None => out.copy_from_slice(base),
+        },
+    }
+    added.for_each(|x| out.iter_mut().zip(x).for_each(|(out, x)| *out += x));
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ mod vector;
 
 use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool};
+use crate::stream;
 
 /// Elements that are worth a task of their own.
 const GRAIN: usize = 16 * 1024;
@@ -43,6 +44,7 @@ pub fn rms_norm(
     assert!(w.is_none_or(|w| w.len() == d), "length of the norm weight");
     let offset = f32::from(u8::from(unit_offset));
     let per_task = rows_per_task(d);
+    let past = d.is_multiple_of(16) && stream::is_large(pool.isa(), y.len(), y.as_ptr(), &[]);
     let y = Disjoint::new(y);
     pool.run_pieces(inv_rms, per_task, |task, inv_rms| {
         for (index, inv_rms) in inv_rms.iter_mut().enumerate() {
@@ -52,9 +54,12 @@ pub fn rms_norm(
             let y = unsafe { y.slice(start, d) };
             *inv_rms = match pool.isa() {
                 #[cfg(target_arch = "x86_64")]
-                isa @ (Isa::Avx2 | Isa::Avx512) => vector::forward(isa, x, w, eps, offset, y),
+                isa @ (Isa::Avx2 | Isa::Avx512) => vector::forward(isa, past, x, w, eps, offset, y),
                 _ => scalar::forward(x, w, eps, offset, y),
             };
+        }
+        if past {
+            stream::fence();
         }
     });
 }
@@ -80,6 +85,7 @@ pub fn rms_norm_dx(
     }
     let offset = f32::from(u8::from(unit_offset));
     let per_task = rows_per_task(d);
+    let past = d.is_multiple_of(16) && stream::is_large(pool.isa(), dx.len(), dx.as_ptr(), &[]);
     pool.run_pieces(dx, per_task * d, |task, dx| {
         for (index, dx) in dx.chunks_exact_mut(d).enumerate() {
             let row = task * per_task + index;
@@ -87,10 +93,13 @@ pub fn rms_norm_dx(
             match pool.isa() {
                 #[cfg(target_arch = "x86_64")]
                 isa @ (Isa::Avx2 | Isa::Avx512) => {
-                    vector::dx(isa, x, w, offset, inv_rms[row], dy, dx);
+                    vector::dx(isa, past, x, w, offset, inv_rms[row], dy, dx);
                 }
                 _ => scalar::dx(x, w, offset, inv_rms[row], dy, dx),
             }
+        }
+        if past {
+            stream::fence();
         }
     });
 }

@@ -1,6 +1,6 @@
 //! RMS normalization on vectors, one row at a time.
 
-use crate::simd::{Simd, prefetch, simd_fn};
+use crate::simd::{Simd, prefetch, put_up_to, simd_fn};
 
 /// Vectors that are summed independently, to hide the latency of addition.
 const WAYS: usize = 4;
@@ -37,7 +37,7 @@ unsafe fn weight<S: Simd>(s: S, w: Option<&[f32]>, offset: S::F, i: usize, n: us
 }
 
 simd_fn! {
-    pub(super) fn forward<S>(s, x: &[f32], w: Option<&[f32]>, eps: f32, offset: f32, y: &mut [f32]) -> f32 {
+    pub(super) fn forward<S>(s, past: bool, x: &[f32], w: Option<&[f32]>, eps: f32, offset: f32, y: &mut [f32]) -> f32 {
         let len = x.len();
         assert!(y.len() == len && w.is_none_or(|w| w.len() == len));
         let offset = s.splat(offset);
@@ -55,7 +55,7 @@ simd_fn! {
             // SAFETY: `i + n` is the length of all slices.
             unsafe {
                 let x = s.mul(s.load_up_to(x.as_ptr().add(i), n), scale);
-                s.store_up_to(y.as_mut_ptr().add(i), n, s.mul(x, weight(s, w, offset, i, n)));
+                put_up_to(s, past, y.as_mut_ptr().add(i), n, s.mul(x, weight(s, w, offset, i, n)));
             }
         }
         inv_rms
@@ -63,7 +63,7 @@ simd_fn! {
 }
 
 simd_fn! {
-    pub(super) fn dx<S>(s, x: &[f32], w: Option<&[f32]>, offset: f32, inv_rms: f32, dy: &[f32], dx: &mut [f32]) {
+    pub(super) fn dx<S>(s, past: bool, x: &[f32], w: Option<&[f32]>, offset: f32, inv_rms: f32, dy: &[f32], dx: &mut [f32]) {
         let len = x.len();
         assert!(dy.len() == len && dx.len() == len && w.is_none_or(|w| w.len() == len));
         let offset = s.splat(offset);
@@ -85,7 +85,7 @@ simd_fn! {
             unsafe {
                 let g = s.mul(s.load_up_to(dy.as_ptr().add(i), n), weight(s, w, offset, i, n));
                 let x = s.load_up_to(x.as_ptr().add(i), n);
-                s.store_up_to(dx.as_mut_ptr().add(i), n, s.mul(scale, s.fnma(x, pull, g)));
+                put_up_to(s, past, dx.as_mut_ptr().add(i), n, s.mul(scale, s.fnma(x, pull, g)));
             }
         }
     }

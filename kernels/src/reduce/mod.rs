@@ -15,8 +15,10 @@ mod vector;
 pub use segment::segment_reduce;
 pub(crate) use segment::sort_by_number;
 
+use crate::gemm::scratch::with_scratch;
 use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool};
+use crate::stream;
 
 /// Elements that are worth a task of their own.
 const GRAIN: usize = 16 * 1024;
@@ -109,14 +111,21 @@ pub fn softmax(pool: &Pool, rows: usize, cols: usize, x: &[f32], out: &mut [f32]
         return;
     }
     let per_task = (GRAIN / cols).max(1);
+    let past = cols.is_multiple_of(16) && stream::is_large(pool.isa(), out.len(), out.as_ptr(), &[]);
     pool.run_pieces(out, per_task * cols, |task, out| {
         let x = &x[task * per_task * cols..][..out.len()];
-        for (x, out) in x.chunks_exact(cols).zip(out.chunks_exact_mut(cols)) {
-            match pool.isa() {
-                #[cfg(target_arch = "x86_64")]
-                isa @ (Isa::Avx2 | Isa::Avx512) => vector::softmax(isa, x, out),
-                _ => scalar::softmax(x, out),
+        with_scratch(if past { cols } else { 0 }, |row| {
+            for (x, out) in x.chunks_exact(cols).zip(out.chunks_exact_mut(cols)) {
+                let terms = if past { row.as_mut_ptr() } else { out.as_mut_ptr() };
+                match pool.isa() {
+                    #[cfg(target_arch = "x86_64")]
+                    isa @ (Isa::Avx2 | Isa::Avx512) => vector::softmax(isa, past, x, terms, out),
+                    _ => scalar::softmax(x, out),
+                }
             }
+        });
+        if past {
+            stream::fence();
         }
     });
 }
@@ -129,6 +138,7 @@ pub fn softmax_dx(pool: &Pool, rows: usize, cols: usize, y: &[f32], dy: &[f32], 
         return;
     }
     let per_task = (GRAIN / cols).max(1);
+    let past = cols.is_multiple_of(16) && stream::is_large(pool.isa(), dx.len(), dx.as_ptr(), &[]);
     pool.run_pieces(dx, per_task * cols, |task, dx| {
         let start = task * per_task * cols;
         for (index, dx) in dx.chunks_exact_mut(cols).enumerate() {
@@ -136,9 +146,12 @@ pub fn softmax_dx(pool: &Pool, rows: usize, cols: usize, y: &[f32], dy: &[f32], 
             let (y, dy) = (&y[range.clone()], &dy[range]);
             match pool.isa() {
                 #[cfg(target_arch = "x86_64")]
-                isa @ (Isa::Avx2 | Isa::Avx512) => vector::softmax_dx(isa, y, dy, dx),
+                isa @ (Isa::Avx2 | Isa::Avx512) => vector::softmax_dx(isa, past, y, dy, dx),
                 _ => scalar::softmax_dx(y, dy, dx),
             }
+        }
+        if past {
+            stream::fence();
         }
     });
 }

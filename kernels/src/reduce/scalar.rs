@@ -1,7 +1,7 @@
 //! Specification of the reductions. Loops keep [`LANES`] independent accumulators, so that the
 //! wide levels, which compile the same source with their instructions enabled, vectorize it.
 
-use super::{COLUMNS, Reduce};
+use super::{COLUMNS, Reduce, segment};
 
 const LANES: usize = 32;
 
@@ -81,23 +81,23 @@ pub(super) fn finish(op: Reduce, value: f64, len: usize) -> f32 {
 /// Reduces `out.len()` columns (at most [`COLUMNS`]) of `x: [len, stride]`, from `column`.
 #[inline(always)]
 pub(super) fn columns(op: Reduce, x: &[f32], stride: usize, column: usize, out: &mut [f32]) {
-    each(op, x.len() / stride, || x.chunks_exact(stride).map(|row| &row[column..]), out);
+    each::<COLUMNS, _>(op, x.len() / stride, || x.chunks_exact(stride).map(|row| &row[column..]), out);
 }
 
 /// As [`columns`], of the rows of `x: [_, d]` that `rows` names, in that order.
 #[inline(always)]
 pub(super) fn picked(op: Reduce, rows: &[u32], x: &[f32], d: usize, column: usize, out: &mut [f32]) {
-    each(op, rows.len(), || rows.iter().map(|&row| &x[row as usize * d + column..]), out);
+    each::<{ segment::COLUMNS }, _>(op, rows.len(), || rows.iter().map(|&row| &x[row as usize * d + column..]), out);
 }
 
-/// Reduces the first `out.len()` elements of `len` rows.
+/// Reduces the first `out.len()` elements, at most `W`, of `len` rows.
 #[inline(always)]
-fn each<'a, I: Iterator<Item = &'a [f32]>>(op: Reduce, len: usize, rows: impl Fn() -> I, out: &mut [f32]) {
+fn each<'a, const W: usize, I: Iterator<Item = &'a [f32]>>(op: Reduce, len: usize, rows: impl Fn() -> I, out: &mut [f32]) {
     let acc = match op {
-        Reduce::Sum | Reduce::Mean => accumulate(rows(), out.len(), 0.0, |a, x| a + x),
-        Reduce::Prod => accumulate(rows(), out.len(), 1.0, |a, x| a * x),
-        Reduce::Max | Reduce::LogSumExp => accumulate(rows(), out.len(), f64::NEG_INFINITY, max),
-        Reduce::Min => accumulate(rows(), out.len(), f64::INFINITY, min),
+        Reduce::Sum | Reduce::Mean => accumulate::<W>(rows(), out.len(), 0.0, |a, x| a + x),
+        Reduce::Prod => accumulate::<W>(rows(), out.len(), 1.0, |a, x| a * x),
+        Reduce::Max | Reduce::LogSumExp => accumulate::<W>(rows(), out.len(), f64::NEG_INFINITY, max),
+        Reduce::Min => accumulate::<W>(rows(), out.len(), f64::INFINITY, min),
     };
     if op == Reduce::LogSumExp {
         // Rare along rows: exponentials stay scalar.
@@ -112,13 +112,24 @@ fn each<'a, I: Iterator<Item = &'a [f32]>>(op: Reduce, len: usize, rows: impl Fn
 }
 
 #[inline(always)]
-fn accumulate<'a>(rows: impl Iterator<Item = &'a [f32]>, width: usize, init: f64, step: impl Fn(f64, f64) -> f64) -> [f64; COLUMNS] {
-    let mut acc = [init; COLUMNS];
-    for row in rows {
-        match <&[f32; COLUMNS]>::try_from(&row[..width]) {
-            // The width that the vectorizer knows.
-            Ok(row) => acc.iter_mut().zip(row).for_each(|(acc, &x)| *acc = step(*acc, f64::from(x))),
-            Err(_) => acc.iter_mut().zip(&row[..width]).for_each(|(acc, &x)| *acc = step(*acc, f64::from(x))),
+fn accumulate<'a, const W: usize>(
+    rows: impl Iterator<Item = &'a [f32]>,
+    width: usize,
+    init: f64,
+    step: impl Fn(f64, f64) -> f64,
+) -> [f64; W] {
+    let mut acc = [init; W];
+    if width == W {
+        // The width that the vectorizer knows.
+        for row in rows {
+            let row: &[f32; W] = row[..W].try_into().expect("it is as wide");
+            for i in 0..W {
+                acc[i] = step(acc[i], f64::from(row[i]));
+            }
+        }
+    } else {
+        for row in rows {
+            acc.iter_mut().zip(&row[..width]).for_each(|(acc, &x)| *acc = step(*acc, f64::from(x)));
         }
     }
     acc

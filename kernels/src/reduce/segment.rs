@@ -1,8 +1,11 @@
 //! Reduction of rows by segment number. The rows of a segment may lie anywhere; they are sorted by segment first.
 
-use super::{COLUMNS, GRAIN, Reduce, scalar};
+use super::{GRAIN, Reduce, scalar};
 use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool};
+
+/// Columns of one task: a row's part is long enough to be fetched ahead.
+pub(super) const COLUMNS: usize = 256;
 
 /// Reduces the rows of `x: [n, d]` that carry the same number into `out: [count, d]`.
 ///

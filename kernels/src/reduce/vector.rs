@@ -2,14 +2,14 @@
 //! exponentials need code of their own.
 
 use super::{Reduce, scalar};
-use crate::simd::{Simd, WAYS, math, prefetch, simd_fn};
+use crate::simd::{Simd, WAYS, map_to, map2_to, math, prefetch, simd_fn};
 
 /// Vectors whose exponentials are summed in `f32` before they are added to an `f64`.
 const BLOCK: usize = 64;
 
 /// `sum(e^(x - top))`, storing the terms in `out` if there is one. Fetches what lies behind `x`: most often the next row.
 #[inline(always)]
-fn exp_sum<S: Simd>(s: S, x: &[f32], top: f32, mut out: Option<&mut [f32]>) -> f64 {
+fn exp_sum<S: Simd>(s: S, x: &[f32], top: f32, out: Option<*mut f32>) -> f64 {
     let shift = s.splat(top);
     let mut sum = 0.0;
     for start in (0..x.len()).step_by(BLOCK * S::LANES) {
@@ -18,11 +18,11 @@ fn exp_sum<S: Simd>(s: S, x: &[f32], top: f32, mut out: Option<&mut [f32]>) -> f
         for i in (start..end).step_by(S::LANES) {
             let n = end - i;
             prefetch(x.as_ptr().wrapping_add(x.len() + i));
-            // SAFETY: `i + n <= end`, the length of the row at most.
+            // SAFETY: `i + n <= end`, the length of the row at most, which `out` has room for.
             unsafe {
                 let e = math::exp(s, s.sub(s.load_up_to(x.as_ptr().add(i), n), shift));
-                if let Some(out) = &mut out {
-                    s.store_up_to(out.as_mut_ptr().add(i), n, e);
+                if let Some(out) = out {
+                    s.store_up_to(out.add(i), n, e);
                 }
                 if n >= S::LANES {
                     acc = s.add(acc, e);
@@ -87,20 +87,20 @@ simd_fn! {
 }
 
 simd_fn! {
-    pub(super) fn softmax<S>(s, x: &[f32], out: &mut [f32]) {
+    /// `terms` is `out`, or a row in the cache if the result is stored past it.
+    pub(super) fn softmax<S>(s, past: bool, x: &[f32], terms: *mut f32, out: &mut [f32]) {
         assert_eq!(x.len(), out.len());
         // A NaN is no matter here: it makes the sum NaN, and that all elements.
         let top = largest(s, x);
-        let sum = exp_sum(s, x, top, Some(out));
+        let sum = exp_sum(s, x, top, Some(terms));
         let scale = s.splat((1.0 / sum) as f32);
-        let pointer = out.as_mut_ptr();
-        // SAFETY: in place on one slice.
-        unsafe { crate::simd::map(s, pointer, pointer, out.len(), |e| s.mul(e, scale)) };
+        // SAFETY: both have a row; they are one or do not overlap.
+        unsafe { map_to(s, past, terms, out.as_mut_ptr(), out.len(), |e| s.mul(e, scale)) };
     }
 }
 
 simd_fn! {
-    pub(super) fn softmax_dx<S>(s, y: &[f32], dy: &[f32], dx: &mut [f32]) {
+    pub(super) fn softmax_dx<S>(s, past: bool, y: &[f32], dy: &[f32], dx: &mut [f32]) {
         let len = y.len();
         assert!(dy.len() == len && dx.len() == len);
         let mut dot = 0.0;
@@ -121,7 +121,7 @@ simd_fn! {
         let dot = s.splat(dot as f32);
         // SAFETY: all slices have `len` elements and do not overlap.
         unsafe {
-            crate::simd::map2(s, y.as_ptr(), dy.as_ptr(), dx.as_mut_ptr(), len, |y, dy| s.mul(y, s.sub(dy, dot)));
+            map2_to(s, past, y.as_ptr(), dy.as_ptr(), dx.as_mut_ptr(), len, |y, dy| s.mul(y, s.sub(dy, dot)));
         }
     }
 }

@@ -17,6 +17,7 @@ mod vector;
 use crate::gemm::scratch::with_scratch;
 use crate::isa::Isa;
 use crate::pool::Pool;
+use crate::stream;
 
 /// Elements that are worth a task of their own.
 const GRAIN: usize = 16 * 1024;
@@ -80,12 +81,15 @@ pub unsafe fn rope_raw(pool: &Pool, rope: Rope<'_>, positions: &[i32], x: *const
     assert!(positions.len() >= (last + 1) * rope.n && (last > 0 || positions.len() == rope.n), "number of positions");
     let width = rope.heads * rope.head_dim;
     let per_task = (GRAIN / width.max(1)).max(1);
+    let steepest = rope.inv_freq.iter().fold(0.0f32, |a, f| a.max(f.abs()));
+    let past = width.is_multiple_of(16) && stream::is_large(pool.isa(), rope.n * width, out, &[x]);
     let data = Buffers { x, out };
     pool.run(rope.n.div_ceil(per_task), &|task| {
         let data = &data;
-        with_scratch(5 * pairs, |scratch| {
-            let (at, angles) = scratch.split_at_mut(pairs);
-            let (cos, sin) = angles.split_at_mut(2 * pairs);
+        with_scratch(5 * pairs + if past { width } else { 0 }, |scratch| {
+            let (at, rest) = scratch.split_at_mut(pairs);
+            let (cos, rest) = rest.split_at_mut(2 * pairs);
+            let (sin, turned) = rest.split_at_mut(2 * pairs);
             for token in task * per_task..rope.n.min((task + 1) * per_task) {
                 if rope.rows.is_empty() {
                     at.fill(positions[token] as f32);
@@ -99,11 +103,19 @@ pub unsafe fn rope_raw(pool: &Pool, rope: Rope<'_>, positions: &[i32], x: *const
                     match pool.isa() {
                         #[cfg(target_arch = "x86_64")]
                         isa @ (Isa::Avx2 | Isa::Avx512) => {
-                            vector::angles(isa, &rope, at, &mut cos[..pairs], &mut sin[..pairs]);
+                            let steepest = steepest * at.iter().fold(0.0f32, |a, at| a.max(at.abs()));
+                            if steepest <= vector::LARGEST {
+                                vector::angles(isa, &rope, at, &mut cos[..pairs], &mut sin[..pairs]);
+                            } else {
+                                scalar::angles(&rope, at, cos, sin);
+                            }
                             if rope.layout == Layout::Interleaved {
                                 spread(cos, sin, pairs);
                             }
-                            vector::rotate(isa, &rope, cos, sin, x, out);
+                            vector::rotate(isa, &rope, cos, sin, x, if past { turned.as_mut_ptr() } else { out });
+                            if past {
+                                stream::copy(isa, turned.as_ptr(), out, width);
+                            }
                         }
                         _ => {
                             scalar::angles(&rope, at, cos, sin);
@@ -113,6 +125,9 @@ pub unsafe fn rope_raw(pool: &Pool, rope: Rope<'_>, positions: &[i32], x: *const
                 }
             }
         });
+        if past {
+            stream::fence();
+        }
     });
 }
 

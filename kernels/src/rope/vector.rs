@@ -4,20 +4,14 @@ use super::{Layout, Rope, scalar};
 use crate::simd::{Simd, math, simd_fn};
 
 /// Beyond this the reduction of [`math::sin_cos`] is no longer promised.
-const LARGEST: f32 = 1e6;
+pub(super) const LARGEST: f32 = 1e6;
 
 simd_fn! {
-    /// As [`scalar::angles`].
+    /// As [`scalar::angles`], for angles up to [`LARGEST`].
     pub(super) fn angles<S>(_s, rope: &Rope<'_>, at: &[f32], cos: &mut [f32], sin: &mut [f32]) {
-        let mut largest = 0.0f32;
         for (((&at, &inv_freq), cos), sin) in at.iter().zip(rope.inv_freq).zip(cos.iter_mut()).zip(sin.iter_mut()) {
-            let angle = at * inv_freq;
-            let (s, c) = math::sin_cos(angle);
+            let (s, c) = math::sin_cos(at * inv_freq);
             (*cos, *sin) = scalar::scaled(rope, c, s);
-            largest = largest.max(angle.abs());
-        }
-        if largest > LARGEST {
-            scalar::angles(rope, at, cos, sin);
         }
     }
 }

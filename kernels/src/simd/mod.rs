@@ -207,35 +207,27 @@ pub(crate) const WAYS: usize = 4;
 /// Most floats of a round.
 pub(crate) const MOST: usize = WAYS * 16;
 
-/// `out[i] = f(x[i])`.
+/// Stores `v`, past the caches if so wished.
 ///
-/// There is one call of `f`, so that it is inlined whatever its size: left on its own it would be
-/// compiled without the instructions of its token. The ragged end therefore passes through the same
-/// loop, in a buffer.
+/// # Safety
+/// `p` is writable for `LANES` floats, and aligned to as many bytes if `past`.
+#[inline(always)]
+pub(crate) unsafe fn put<S: Simd>(s: S, past: bool, p: *mut f32, v: S::F) {
+    // SAFETY: promised by the caller.
+    unsafe { if past { s.store_stream(p, v) } else { s.store(p, v) } }
+}
+
+/// `out[i] = f(x[i])`; see [`map_to`].
 ///
 /// # Safety
 /// `x` is readable and `out` writable for `len` floats; they are equal or do not overlap.
 #[inline(always)]
 pub(crate) unsafe fn map<S: Simd>(s: S, x: *const f32, out: *mut f32, len: usize, f: impl Fn(S::F) -> S::F) {
-    let step = WAYS * S::LANES;
-    let whole = len - len % step;
-    let mut rest = [0.0f32; MOST];
-    let end = rest.as_mut_ptr();
-    // SAFETY: every access is below `len`, or below a round in the buffer.
-    unsafe {
-        std::ptr::copy_nonoverlapping(x.add(whole), end, len - whole);
-        for (x, out, len) in [(x, out, whole), (end.cast_const(), end, len - whole)] {
-            for i in (0..len).step_by(step) {
-                for i in (i..i + step).step_by(S::LANES) {
-                    s.store(out.add(i), f(s.load(x.add(i))));
-                }
-            }
-        }
-        std::ptr::copy_nonoverlapping(end.cast_const(), out.add(whole), len - whole);
-    }
+    // SAFETY: promised by the caller.
+    unsafe { map_to(s, false, x, out, len, f) };
 }
 
-/// `out[i] = f(a[i], b[i])`.
+/// `out[i] = f(a[i], b[i])`; see [`map_to`].
 ///
 /// # Safety
 /// As [`map`], for both operands.
@@ -248,19 +240,81 @@ pub(crate) unsafe fn map2<S: Simd>(
     len: usize,
     f: impl Fn(S::F, S::F) -> S::F,
 ) {
+    // SAFETY: promised by the caller.
+    unsafe { map2_to(s, false, a, b, out, len, f) };
+}
+
+/// [`put`] of the first `n` lanes, or of a whole vector if there are enough.
+///
+/// # Safety
+/// As [`put`], for `min(n, LANES)` floats.
+#[inline(always)]
+pub(crate) unsafe fn put_up_to<S: Simd>(s: S, past: bool, p: *mut f32, n: usize, v: S::F) {
+    // SAFETY: promised by the caller.
+    unsafe { if n >= S::LANES { put(s, past, p, v) } else { s.store_part(p, n, v) } }
+}
+
+/// `out[i] = f(x[i])`, past the caches if `past`.
+///
+/// There is one call of `f`, so that it is inlined whatever its size: left on its own it would be
+/// compiled without the instructions of its token. The ragged end therefore passes through the same
+/// loop, in a buffer.
+///
+/// # Safety
+/// `x` is readable and `out` writable for `len` floats; they are equal or do not overlap. If `past`, `out` is aligned to a vector.
+#[inline(always)]
+pub(crate) unsafe fn map_to<S: Simd>(s: S, past: bool, x: *const f32, out: *mut f32, len: usize, f: impl Fn(S::F) -> S::F) {
     let step = WAYS * S::LANES;
     let whole = len - len % step;
-    let (mut left, mut right) = ([0.0f32; MOST], [0.0f32; MOST]);
-    let ends = [left.as_mut_ptr(), right.as_mut_ptr()];
-    // SAFETY: as `map`.
+    let mut rest = Round([0.0; MOST]);
+    let end = rest.0.as_mut_ptr();
+    // SAFETY: every access is below `len`, or below a round in the buffer.
+    unsafe {
+        std::ptr::copy_nonoverlapping(x.add(whole), end, len - whole);
+        for (x, out, len) in [(x, out, whole), (end.cast_const(), end, len - whole)] {
+            for i in (0..len).step_by(step) {
+                for way in 0..WAYS {
+                    let i = i + way * S::LANES;
+                    put(s, past, out.add(i), f(s.load(x.add(i))));
+                }
+            }
+        }
+        std::ptr::copy_nonoverlapping(end.cast_const(), out.add(whole), len - whole);
+    }
+}
+
+/// The floats of a round, aligned to a vector of any level.
+#[repr(align(64))]
+pub(crate) struct Round(pub(crate) [f32; MOST]);
+
+/// `out[i] = f(a[i], b[i])`, past the caches if `past`.
+///
+/// # Safety
+/// As [`map_to`], for both operands.
+#[inline(always)]
+pub(crate) unsafe fn map2_to<S: Simd>(
+    s: S,
+    past: bool,
+    a: *const f32,
+    b: *const f32,
+    out: *mut f32,
+    len: usize,
+    f: impl Fn(S::F, S::F) -> S::F,
+) {
+    let step = WAYS * S::LANES;
+    let whole = len - len % step;
+    let (mut left, mut right) = (Round([0.0; MOST]), Round([0.0; MOST]));
+    let ends = [left.0.as_mut_ptr(), right.0.as_mut_ptr()];
+    // SAFETY: as `map_to`.
     unsafe {
         std::ptr::copy_nonoverlapping(a.add(whole), ends[0], len - whole);
         std::ptr::copy_nonoverlapping(b.add(whole), ends[1], len - whole);
         let rest = (ends[0].cast_const(), ends[1].cast_const(), ends[0], len - whole);
         for (a, b, out, len) in [(a, b, out, whole), rest] {
             for i in (0..len).step_by(step) {
-                for i in (i..i + step).step_by(S::LANES) {
-                    s.store(out.add(i), f(s.load(a.add(i)), s.load(b.add(i))));
+                for way in 0..WAYS {
+                    let i = i + way * S::LANES;
+                    put(s, past, out.add(i), f(s.load(a.add(i)), s.load(b.add(i))));
                 }
             }
         }

@@ -228,7 +228,7 @@ pub(crate) enum BenchCommand {
 /// `bench kernels`.
 #[derive(Debug, Args)]
 pub(crate) struct BenchKernelsArgs {
-    /// Only this family: gemm, linear, attention, cross-entropy, lora or memory. May be repeated.
+    /// Only this family: gemm, linear, attention, cross-entropy, lora, memory, optimizer or pool. May be repeated.
     #[arg(long, value_name = "FAMILY")]
     pub(crate) only: Vec<String>,
     /// One JSON object a line instead of a table.

@@ -20,11 +20,14 @@ pub(crate) fn kernels(environment: &Environment, args: &BenchKernelsArgs) -> Res
     let giga = |rate: f64| rate * 1e-9;
     eprintln!("{}, {} threads, {}", info.name, info.threads, info.isa);
     eprintln!(
-        "ceilings: {:.0} GFLOP/s, {:.0} GOP/s of 8-bit products, {:.1} GB/s read, {:.1} GB/s read and written",
+        "ceilings: {:.0} GFLOP/s, {:.0} GOP/s of 8-bit products, {:.1} GB/s read, {:.1} GB/s read and written ({:.1} on 64 MB), \
+         {:.2} us to another thread and back",
         giga(ceilings.flops),
         giga(ceilings.int8_ops),
         giga(ceilings.read),
-        giga(ceilings.copy)
+        giga(ceilings.copy),
+        giga(ceilings.copy_near),
+        1e6 / ceilings.handoffs
     );
     let row = |m: &Measured| {
         let ceiling = m.bound.ceiling(&ceilings);

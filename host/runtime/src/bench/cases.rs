@@ -1,14 +1,14 @@
 //! The cases: sizes of models that people train on such machines, and arrays past the caches.
 
 use swift_graph::op::{
-    Attention, AttentionBackward, AttentionSpec, BinaryOp, CrossEntropySpec, GatherRows, Gate, Glu, GluBackward, Linear, LinearCrossEntropy, LinearDw,
-    LinearDx, MatMul, RmsNorm, RmsNormDx, Rope, RopeLayout, ScatterRows, Softmax, UnaryOp,
+    Attention, AttentionBackward, AttentionSpec, CrossEntropySpec, Linear, LinearCrossEntropy, LinearDw, LinearDx, MatMul,
 };
 use swift_graph::{DType, Dim, Float, Graph, NodeId, ParamInfo, Target, Type};
 use swift_kernels::linear::int8::repacked_bytes;
+use swift_kernels::pages::prefer_huge;
 use swift_kernels::quant;
 
-use super::Bound;
+use super::{Bound, memory, optimizer};
 use crate::{CpuDevice, Device, Format, HostTensor, Inputs, Precision, Result, Store};
 
 /// A graph with its data, and what a run of it amounts to.
@@ -25,7 +25,7 @@ pub(super) struct Case {
     pub(super) bound: Bound,
 }
 
-type Build = Box<dyn Fn(&CpuDevice) -> Result<Case>>;
+pub(super) type Build = Box<dyn Fn(&CpuDevice) -> Result<Case>>;
 
 /// The cases of one of [`super::FAMILIES`].
 pub(super) fn of(family: &str) -> Vec<Build> {
@@ -35,33 +35,34 @@ pub(super) fn of(family: &str) -> Vec<Build> {
         "attention" => attention(),
         "cross-entropy" => vec![Box::new(|device| cross_entropy(device, [1024, 576, 49152]))],
         "lora" => vec![Box::new(|device| lora(device, [1024, 576, 1536], 8))],
-        _ => memory(),
+        "optimizer" => optimizer::cases(),
+        _ => memory::cases(),
     }
 }
 
 impl Case {
-    fn new(device: &CpuDevice, op: &str, shape: String, format: &str, amount: f64, bound: Bound) -> Case {
+    pub(super) fn new(device: &CpuDevice, op: &str, shape: String, format: &str, amount: f64, bound: Bound) -> Case {
         let (graph, inputs, store) = (Graph::default(), Inputs::new(), device.store());
         let precision = Precision::Exact;
         Case { op: op.into(), shape, format: format.into(), graph, inputs, store, precision, amount, bound }
     }
 
     /// An input of numbers in -0.5..0.5.
-    fn x(&mut self, shape: &[usize]) -> Result<NodeId> {
+    pub(super) fn x(&mut self, shape: &[usize]) -> Result<NodeId> {
         let name = format!("x{}", self.graph.inputs().len());
         self.inputs.set(&name, HostTensor::f32(shape.to_vec(), values(shape.iter().product())));
         Ok(self.graph.input(&name, Type::f32(dims(shape)))?)
     }
 
     /// An input of whole numbers.
-    fn whole(&mut self, len: usize, value: impl Fn(usize) -> i32) -> Result<NodeId> {
+    pub(super) fn whole(&mut self, len: usize, value: impl Fn(usize) -> i32) -> Result<NodeId> {
         let name = format!("i{}", self.graph.inputs().len());
         self.inputs.set(&name, HostTensor::i32([len], (0..len).map(value).collect()));
         Ok(self.graph.input(&name, Type::new(DType::S32, dims(&[len])))?)
     }
 
     /// A frozen weight.
-    fn w(&mut self, format: Format, shape: &[usize]) -> Result<NodeId> {
+    pub(super) fn w(&mut self, format: Format, shape: &[usize]) -> Result<NodeId> {
         let name = format!("w{}", self.graph.params().len());
         let data = values(shape.iter().product());
         let mut bytes = vec![0; data.len() / format.block_len() * format.block_bytes()];
@@ -73,26 +74,29 @@ impl Case {
     }
 
     /// Keeps a result in a state, which costs no copy out of the device.
-    fn keep(&mut self, node: NodeId) -> Result<()> {
+    pub(super) fn keep(&mut self, node: NodeId) -> Result<()> {
         let ty = self.graph.ty(node).clone();
         let state = self.graph.declare_state(&format!("out{}", self.graph.states().len()), ty)?;
         Ok(self.graph.write(Target::State(state), node, false)?)
     }
 }
 
-fn dims(sizes: &[usize]) -> Vec<Dim> {
+pub(super) fn dims(sizes: &[usize]) -> Vec<Dim> {
     sizes.iter().map(|&d| Dim::fixed(d as u64)).collect()
 }
 
 fn values(len: usize) -> Vec<f32> {
-    (0..len).map(|i| (i * 7919 % 1000) as f32 * 1e-3 - 0.5).collect()
+    let mut values = Vec::with_capacity(len);
+    prefer_huge(values.spare_capacity_mut());
+    values.extend((0..len).map(|i| (i * 7919 % 1000) as f32 * 1e-3 - 0.5));
+    values
 }
 
 fn product_flops([m, k, n]: [usize; 3]) -> f64 {
     2.0 * (m * k * n) as f64
 }
 
-fn sizes_text(sizes: &[usize]) -> String {
+pub(super) fn sizes_text(sizes: &[usize]) -> String {
     sizes.iter().map(ToString::to_string).collect::<Vec<_>>().join("x")
 }
 
@@ -223,81 +227,4 @@ fn lora(device: &CpuDevice, sizes: [usize; 3], rank: usize) -> Result<Case> {
         c.keep(node)?;
     }
     Ok(c)
-}
-
-/// Rows of the arrays of the memory-bound cases, `[ROWS, COLS]`: 64 MB.
-const ROWS: usize = 16384;
-const COLS: usize = 1024;
-
-/// A case that reads and writes so many arrays of 64 MB.
-fn streamed(op: &'static str, arrays: usize, build: impl Fn(&mut Case) -> Result<NodeId> + 'static) -> Build {
-    Box::new(move |device| {
-        let bytes = (arrays * ROWS * COLS * size_of::<f32>()) as f64;
-        let mut c = Case::new(device, op, sizes_text(&[ROWS, COLS]), "F32", bytes, Bound::Copy);
-        let node = build(&mut c)?;
-        c.keep(node)?;
-        Ok(c)
-    })
-}
-
-fn memory() -> Vec<Build> {
-    const SHAPE: [usize; 2] = [ROWS, COLS];
-    let norm = || RmsNorm { eps: Float(1e-5), unit_offset: false, weight: true };
-    vec![
-        streamed("elementwise (8 ops)", 2, |c| {
-            let mut x = c.x(&SHAPE)?;
-            for step in 0..4 {
-                x = c.graph.scale(x, 1.01 + f64::from(step))?;
-                x = c.graph.unary([UnaryOp::Abs, UnaryOp::Relu, UnaryOp::Neg, UnaryOp::Abs][step as usize], x)?;
-            }
-            Ok(x)
-        }),
-        streamed("silu", 2, |c| {
-            let x = c.x(&SHAPE)?;
-            Ok(c.graph.unary(UnaryOp::Silu, x)?)
-        }),
-        streamed("add", 3, |c| {
-            let (a, b) = (c.x(&SHAPE)?, c.x(&SHAPE)?);
-            Ok(c.graph.binary(BinaryOp::Add, a, b)?)
-        }),
-        streamed("swiglu", 3, |c| {
-            let (gate, up) = (c.x(&SHAPE)?, c.x(&SHAPE)?);
-            Ok(c.graph.push(Glu(Gate::Silu), &[gate, up])?)
-        }),
-        streamed("swiglu-backward", 5, |c| {
-            let (gate, up, d) = (c.x(&SHAPE)?, c.x(&SHAPE)?, c.x(&SHAPE)?);
-            let d_gate = c.graph.push(GluBackward(Gate::Silu), &[gate, up, d])?;
-            let d_up = c.graph.part(d_gate, 1)?;
-            c.keep(d_up)?;
-            Ok(d_gate)
-        }),
-        streamed("rms-norm", 2, move |c| {
-            let (x, w) = (c.x(&SHAPE)?, c.w(Format::F32, &[COLS])?);
-            Ok(c.graph.push(norm(), &[x, w])?)
-        }),
-        streamed("rms-norm-dx", 3, |c| {
-            let (x, w, inv, d) = (c.x(&SHAPE)?, c.w(Format::F32, &[COLS])?, c.x(&[ROWS])?, c.x(&SHAPE)?);
-            Ok(c.graph.push(RmsNormDx { unit_offset: false, weight: true }, &[x, w, inv, d])?)
-        }),
-        streamed("softmax", 2, |c| {
-            let x = c.x(&SHAPE)?;
-            Ok(c.graph.push(Softmax, &[x])?)
-        }),
-        streamed("rope", 2, |c| {
-            let head = 64;
-            let (x, positions) = (c.x(&[ROWS, COLS / head, head])?, c.whole(ROWS, |i| i as i32 % 2048)?);
-            let inv_freq: Vec<Float> = (0..head / 2).map(|i| Float(1e4f64.powf(-2.0 * i as f64 / head as f64))).collect();
-            let (layout, attn_scale, sections) = (RopeLayout::Halves, Float(1.0), [].into());
-            let rope = Rope { inv_freq: inv_freq.into(), layout, attn_scale, inverse: false, sections };
-            Ok(c.graph.push(rope, &[x, positions])?)
-        }),
-        streamed("gather-rows", 2, |c| {
-            let (x, rows) = (c.x(&SHAPE)?, c.whole(ROWS, |i| (i * 7919 % ROWS) as i32)?);
-            Ok(c.graph.push(GatherRows, &[x, rows])?)
-        }),
-        streamed("scatter-add-rows", 4, |c| {
-            let (base, rows, x) = (c.x(&SHAPE)?, c.whole(ROWS, |i| (i * 7919 % ROWS) as i32)?, c.x(&SHAPE)?);
-            Ok(c.graph.push(ScatterRows { accumulate: true }, &[base, rows, x])?)
-        }),
-    ]
 }

@@ -4,6 +4,9 @@
 //! the run of a case only the launches count, not the copies of its results. The figure is the median of several runs.
 
 mod cases;
+mod memory;
+mod optimizer;
+mod pool;
 #[cfg(test)]
 mod tests;
 
@@ -18,7 +21,7 @@ use crate::{CpuDevice, Device, Error, Result};
 use cases::Case;
 
 /// What can be measured on its own, in the order of the report.
-pub const FAMILIES: [&str; 6] = ["gemm", "linear", "attention", "cross-entropy", "lora", "memory"];
+pub const FAMILIES: [&str; 8] = ["gemm", "linear", "attention", "cross-entropy", "lora", "memory", "optimizer", "pool"];
 
 /// Which ceiling a figure is held against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +34,10 @@ pub enum Bound {
     Read,
     /// Reading and writing memory: GB/s.
     Copy,
+    /// Reading and writing arrays of 64 MB: GB/s.
+    CopyNear,
+    /// A word to another thread and back: millions a second.
+    Handoff,
 }
 
 impl Bound {
@@ -39,7 +46,8 @@ impl Bound {
         match self {
             Bound::Flops => "GFLOP/s",
             Bound::Int8 => "GOP/s",
-            Bound::Read | Bound::Copy => "GB/s",
+            Bound::Read | Bound::Copy | Bound::CopyNear => "GB/s",
+            Bound::Handoff => "M/s",
         }
     }
 
@@ -50,6 +58,8 @@ impl Bound {
             Bound::Int8 => ceilings.int8_ops,
             Bound::Read => ceilings.read,
             Bound::Copy => ceilings.copy,
+            Bound::CopyNear => ceilings.copy_near,
+            Bound::Handoff => return ceilings.handoffs * 1e-6,
         };
         of * 1e-9
     }
@@ -79,6 +89,10 @@ pub struct Measured {
 pub fn family(device: &CpuDevice, name: &str, report: &mut dyn FnMut(&Measured)) -> Result<()> {
     if !FAMILIES.contains(&name) {
         return Err(Error::Missing { kind: "family of kernels", name: name.to_string() });
+    }
+    if name == "pool" {
+        pool::measure(device.pool(), report);
+        return Ok(());
     }
     for build in cases::of(name) {
         report(&measure(device, build(device)?)?);

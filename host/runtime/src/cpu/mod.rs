@@ -85,7 +85,12 @@ impl CpuDevice {
         Ok(CpuDevice { shared: Arc::new(Shared { pool: Pool::with_isa(threads, isa), arena }) })
     }
 
-    /// Measures what the processor can do at most, on the device's threads: about a second and half a gigabyte.
+    /// The threads that kernels run on.
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.shared.pool
+    }
+
+    /// Measures what the processor can do at most, on the device's threads: about two seconds and half a gigabyte.
     pub fn ceilings(&self) -> Ceilings {
         Ceilings::measure(&self.shared.pool)
     }

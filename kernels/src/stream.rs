@@ -1,0 +1,73 @@
+//! Results too large for the caches, stored past them.
+//!
+//! A store through the cache reads its line first; past it, it does not, which is a third of what a copy moves. Who reads the result
+//! next finds nothing in the cache, so only results that would not stay there are stored so. Kernels compute a tile in the first-level
+//! cache and hand it over here.
+
+use crate::isa::Isa;
+
+/// Floats from which a result is stored past the caches: 32 MB. Tests need no such arrays.
+const LARGE: usize = if cfg!(test) { 4096 } else { 8 << 20 };
+
+/// Whether a result of `len` floats at `out` is stored past the caches. One that lies over an input is not: its lines have been read.
+/// One that begins inside a line is not either.
+pub(crate) fn is_large(isa: Isa, len: usize, out: *const f32, inputs: &[*const f32]) -> bool {
+    isa != Isa::Scalar && len >= LARGE && !inputs.contains(&out) && out.align_offset(64) == 0
+}
+
+/// Copies a tile past the caches. [`fence`] comes after the last one of a task.
+///
+/// # Safety
+/// `src` is readable and `out` writable for `len` floats; they do not overlap.
+#[inline]
+pub(crate) unsafe fn copy(isa: Isa, src: *const f32, out: *mut f32, len: usize) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 | Isa::Avx512 => vector::copy(isa, src, out, len),
+        // SAFETY: promised by the caller.
+        _ => unsafe { std::ptr::copy_nonoverlapping(src, out, len) },
+    }
+}
+
+/// Hints that a slice will be read: one that lies where the processor would not look by itself.
+#[inline]
+pub(crate) fn fetch<T>(data: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..size_of_val(data)).step_by(64) {
+        crate::simd::prefetch(data.as_ptr().cast::<f32>().wrapping_byte_add(line));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = data;
+}
+
+/// Orders what was stored past the caches before what follows.
+#[inline]
+pub(crate) fn fence() {
+    #[cfg(target_arch = "x86_64")]
+    crate::simd::fence();
+}
+
+#[cfg(target_arch = "x86_64")]
+mod vector {
+    use crate::simd::simd_fn;
+
+    simd_fn! {
+        /// Callers uphold the contract of [`super::copy`].
+        pub(super) fn copy<S>(s, src: *const f32, out: *mut f32, len: usize) {
+            let first = out.align_offset(S::LANES * size_of::<f32>()).min(len);
+            let whole = (len - first) / S::LANES * S::LANES;
+            let last = first + whole;
+            // SAFETY: below `len`; stores past the caches are aligned.
+            unsafe {
+                std::ptr::copy_nonoverlapping(src, out, first);
+                for i in (first..last).step_by(S::LANES) {
+                    s.store_stream(out.add(i), s.load(src.add(i)));
+                }
+                std::ptr::copy_nonoverlapping(src.add(last), out.add(last), len - last);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
