@@ -9,9 +9,12 @@
 //! date that Llama 3.2's template falls back to.
 //!
 //! A template comes out of a model file, so it runs with limits on its size, on instructions, on recursion and on its
-//! output. `{% generation %}` marks of assistant text are accepted and ignored; spans are found another way.
+//! output, and where the interpreter itself breaks down, that is an error of the template. `{% generation %}` marks of assistant text are accepted and ignored; spans are found another way.
 
+use std::cell::Cell;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
+use std::sync::Once;
 
 use minijinja::value::{Kwargs, Value as JinjaValue, ValueKind};
 use minijinja::{Environment, Error, ErrorKind};
@@ -28,8 +31,10 @@ pub const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + messa
     message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}\
     {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
-/// Largest template source; the longest published ones have some 20 kB.
-const MAX_SOURCE_BYTES: usize = 1 << 20;
+/// Largest template source; the longest published ones have some 17 kB. The parser recurses once for a byte at worst.
+const MAX_SOURCE_BYTES: usize = 64 << 10;
+/// Stack for that: address space, of which honest templates touch a few pages.
+const PARSER_STACK: usize = 256 << 20;
 /// Instructions of one rendering; a conversation of a thousand turns takes about a hundred thousand.
 const FUEL: u64 = 5_000_000;
 /// Nesting of includes, macros and calls.
@@ -76,11 +81,16 @@ impl ChatTemplate {
         });
         environment.add_filter("tojson", to_json);
         environment.add_test("iterable", is_iterable);
+        environment.add_filter("string", |value: JinjaValue| python_text(&value).unwrap_or_else(|| value.to_string()));
+        environment.set_formatter(|out, state, value| match python_text(value) {
+            Some(text) => Ok(out.write_str(&text)?),
+            None => minijinja::escape_formatter(out, state, value),
+        });
         if source.contains("strftime_now") && !source.contains("strftime_now is ") {
             environment.add_function("strftime_now", fixed_date);
         }
-        environment
-            .add_template_owned(NAME, without_generation_marks(source))
+        parsed(|| environment.add_template_owned(NAME, without_generation_marks(source)))
+            .map_err(|message| DataError::Template(format!("the interpreter broke down over it: {message}")))?
             .map_err(|error| DataError::Template(format!("does not parse: {}", describe(&error))))?;
         let text = |id: Option<u32>| id.and_then(|id| tokenizer.token(id));
         let specials = [
@@ -155,6 +165,7 @@ impl ChatTemplate {
             ("add_generation_prompt", options.add_generation_prompt.into()),
             // `transformers` passes none, not an absent variable; templates test it with `is not none`.
             ("tools", options.tools.map_or_else(|| ().into(), JinjaValue::from_serialize)),
+            ("documents", ().into()),
         ];
         for (name, text) in &self.specials {
             if let Some(text) = text {
@@ -165,12 +176,70 @@ impl ChatTemplate {
             context.push((name, JinjaValue::from_serialize(value)));
         }
         let template = self.environment.get_template(NAME).map_err(|error| DataError::Template(describe(&error)))?;
-        let text = template.render(JinjaValue::from_iter(context)).map_err(|error| DataError::Template(describe(&error)))?;
-        if text.len() > MAX_OUTPUT_BYTES {
+        let mut out = Bounded::default();
+        let rendered = caught(|| template.render_captured_to(JinjaValue::from_iter(context), &mut out).map(drop));
+        if out.full {
             return Err(DataError::Template(format!("the rendering is larger than {MAX_OUTPUT_BYTES} bytes")));
         }
-        Ok(text)
+        match rendered {
+            Ok(rendered) => rendered.map_err(|error| DataError::Template(describe(&error)))?,
+            Err(message) => return Err(DataError::Template(format!("the interpreter broke down over it: {message}"))),
+        }
+        String::from_utf8(out.bytes).map_err(|_| DataError::Template("the rendering is not UTF-8".into()))
     }
+}
+
+/// Takes a rendering up to its largest size.
+#[derive(Default)]
+struct Bounded {
+    bytes: Vec<u8>,
+    full: bool,
+}
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.full |= self.bytes.len() + bytes.len() > MAX_OUTPUT_BYTES;
+        if self.full {
+            return Err(std::io::ErrorKind::FileTooLarge.into());
+        }
+        self.bytes.extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Runs the parser on a stack of its own.
+fn parsed<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T, String> {
+    std::thread::scope(|scope| {
+        let parser = std::thread::Builder::new().name("template".into()).stack_size(PARSER_STACK);
+        let running = parser.spawn_scoped(scope, || caught(f)).map_err(|error| format!("no thread for the parser: {error}"))?;
+        running.join().unwrap_or_else(|_| Err("the parser's thread ended".into()))
+    })
+}
+
+/// Runs what may panic, without a word on standard error, and gives the panic's message.
+fn caught<T>(f: impl FnOnce() -> T) -> Result<T, String> {
+    static HOOK: Once = Once::new();
+    thread_local!(static QUIET: Cell<bool> = const { Cell::new(false) });
+    HOOK.call_once(|| {
+        let others = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !QUIET.get() {
+                others(panic);
+            }
+        }));
+    });
+    QUIET.set(true);
+    // What the closure leaves half done is dropped by its caller.
+    let out = std::panic::catch_unwind(AssertUnwindSafe(f));
+    QUIET.set(false);
+    out.map_err(|panic| match panic.downcast_ref::<String>() {
+        Some(message) => message.clone(),
+        None => panic.downcast_ref::<&str>().map_or_else(String::new, ToString::to_string),
+    })
 }
 
 /// One line that says what went wrong and where in the template.
@@ -241,42 +310,118 @@ fn fixed_date(format: &str) -> Result<String, Error> {
     Ok(out)
 }
 
-/// `tojson` as `transformers` defines it: `json.dumps(value, ensure_ascii=False, indent=indent)`.
+/// `tojson` as `transformers` defines it: `json.dumps` with its `ensure_ascii` (false there), `indent`, `separators` and `sort_keys`.
 fn to_json(value: JinjaValue, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
     let ascii: Option<bool> = options.get("ensure_ascii")?;
+    let separators: Option<Vec<String>> = options.get("separators")?;
+    let sort: Option<bool> = options.get("sort_keys")?;
     options.assert_all_used()?;
-    if ascii == Some(true) {
-        return Err(Error::new(ErrorKind::InvalidOperation, "tojson with ensure_ascii=true is not supported"));
-    }
-    let value =
+    let mut value =
         serde_json::to_value(&value).map_err(|error| Error::new(ErrorKind::BadSerialization, format!("tojson: {error}")))?;
+    if sort == Some(true) {
+        value.sort_all_objects();
+    }
+    let separators = match separators.as_deref() {
+        Some([item, key]) => Some([item.clone(), key.clone()]),
+        None => None,
+        Some(_) => return Err(Error::new(ErrorKind::InvalidOperation, "tojson: `separators` are two texts")),
+    };
     let mut out = Vec::new();
     let written = match indent {
         Some(width) => {
             let spaces = vec![b' '; width.min(16)];
             value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, PrettyFormatter::with_indent(&spaces)))
         }
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, PythonFormatter)),
+        None => {
+            let separators = separators.unwrap_or_else(|| [", ".into(), ": ".into()]);
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, PythonFormatter { separators }))
+        }
     };
     written.map_err(|error| Error::new(ErrorKind::BadSerialization, format!("tojson: {error}")))?;
-    String::from_utf8(out).map_err(|_| Error::new(ErrorKind::BadSerialization, "tojson: not UTF-8"))
+    let text = String::from_utf8(out).map_err(|_| Error::new(ErrorKind::BadSerialization, "tojson: not UTF-8"))?;
+    if ascii != Some(true) {
+        return Ok(text);
+    }
+    let mut plain = String::with_capacity(text.len());
+    for char in text.chars() {
+        match char.is_ascii() {
+            true => plain.push(char),
+            false => char.encode_utf16(&mut [0; 2]).iter().for_each(|unit| plain.push_str(&format!("\\u{unit:04x}"))),
+        }
+    }
+    Ok(plain)
 }
 
-/// Python's default separators: `", "` and `": "`.
-struct PythonFormatter;
+/// What Python prints for a value: lists and dictionaries by the `repr` of what they hold.
+fn python_text(value: &JinjaValue) -> Option<String> {
+    let mut out = String::new();
+    matches!(value.kind(), ValueKind::Seq | ValueKind::Map).then(|| repr(value, &mut out)).map(|()| out)
+}
+
+fn repr(value: &JinjaValue, out: &mut String) {
+    let list = |items: &mut dyn Iterator<Item = JinjaValue>, out: &mut String| {
+        for (i, item) in items.enumerate() {
+            out.push_str(if i > 0 { ", " } else { "" });
+            repr(&item, out);
+        }
+    };
+    match value.kind() {
+        ValueKind::Seq => {
+            out.push('[');
+            list(&mut value.try_iter().into_iter().flatten(), out);
+            out.push(']');
+        }
+        ValueKind::Map => {
+            out.push('{');
+            for (i, key) in value.try_iter().into_iter().flatten().enumerate() {
+                out.push_str(if i > 0 { ", " } else { "" });
+                repr(&key, out);
+                out.push_str(": ");
+                repr(&value.get_item(&key).unwrap_or_default(), out);
+            }
+            out.push('}');
+        }
+        ValueKind::String => {
+            let text = value.as_str().unwrap_or_default();
+            let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+            out.push(quote);
+            for char in text.chars() {
+                match char {
+                    '\\' => out.push_str("\\\\"),
+                    '\n' => out.push_str("\\n"),
+                    '\r' => out.push_str("\\r"),
+                    '\t' => out.push_str("\\t"),
+                    c if c == quote => out.extend(['\\', c]),
+                    c if c.is_control() => out.push_str(&format!("\\x{:02x}", u32::from(c))),
+                    c => out.push(c),
+                }
+            }
+            out.push(quote);
+        }
+        // `True`, `None` and numbers, which the interpreter spells as Python does.
+        ValueKind::None => out.push_str("None"),
+        ValueKind::Bool => out.push_str(if value.is_true() { "True" } else { "False" }),
+        _ => out.push_str(&value.to_string()),
+    }
+}
+
+/// Python's separators, by default `", "` and `": "`.
+struct PythonFormatter {
+    separators: [String; 2],
+}
 
 impl Formatter for PythonFormatter {
     fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
-        if first { Ok(()) } else { out.write_all(b", ") }
+        if first { Ok(()) } else { out.write_all(self.separators[0].as_bytes()) }
     }
 
     fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
-        if first { Ok(()) } else { out.write_all(b", ") }
+        if first { Ok(()) } else { out.write_all(self.separators[0].as_bytes()) }
     }
 
     fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W) -> std::io::Result<()> {
-        out.write_all(b": ")
+        out.write_all(self.separators[1].as_bytes())
     }
 }
 

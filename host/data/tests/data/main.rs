@@ -3,6 +3,7 @@
 mod conversations;
 mod golden_tokenizers;
 mod sentencepiece;
+mod templates;
 mod tokenizers;
 
 use std::path::{Path, PathBuf};
