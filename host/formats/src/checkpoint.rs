@@ -8,9 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::Format;
-use crate::gguf::architecture::Architecture;
-use crate::gguf::llama::HeadCounts;
+use crate::gguf::view::Model;
 use crate::json::{MAX_CONFIG_BYTES, read_json};
 use crate::{FormatError, Generation, Gguf, Result, SafetensorsFile, TensorView, bitsandbytes, float8, gguf};
 
@@ -43,7 +41,7 @@ pub struct Checkpoint {
 
 #[derive(Debug)]
 enum Source {
-    Gguf { file: Box<Gguf>, architecture: &'static Architecture, heads: HeadCounts },
+    Gguf(Model),
     Folder(Folder),
 }
 
@@ -96,13 +94,11 @@ impl Checkpoint {
 
     /// A model in a GGUF file that is already open, for example one embedded in a program.
     pub fn from_gguf(file: Gguf) -> Result<Self> {
-        let path = file.path();
-        let architecture = Architecture::of(&file)?;
-        let config = architecture.config(&file)?;
-        let heads = HeadCounts::of(&config).expect("the synthesised configuration has head counts");
-        let names = file.tensors().iter().filter_map(|tensor| architecture.hf_name(&tensor.name)).collect();
-        let path = path.to_owned();
-        Ok(Self { path, config, names, source: Source::Gguf { file: Box::new(file), architecture, heads } })
+        let model = Model::new(file)?;
+        let path = model.file.path().to_owned();
+        let config = gguf::config(&model.file, model.architecture)?;
+        let names = model.file.tensors().iter().flat_map(|tensor| model.architecture.hf_names(tensor)).collect();
+        Ok(Self { path, config, names, source: Source::Gguf(model) })
     }
 
     /// A folder with a `config.json` and perhaps no weights yet: what pretraining from scratch starts from.
@@ -173,7 +169,7 @@ impl Checkpoint {
     /// GGUF or Hugging Face.
     pub fn kind(&self) -> Kind {
         match self.source {
-            Source::Gguf { .. } => Kind::Gguf,
+            Source::Gguf(_) => Kind::Gguf,
             Source::Folder(_) => Kind::HuggingFace,
         }
     }
@@ -186,7 +182,7 @@ impl Checkpoint {
     /// How the model's authors want it sampled: `generation_config.json`, or a GGUF file's `general.sampling` keys.
     pub fn generation(&self) -> Result<Generation> {
         match &self.source {
-            Source::Gguf { file, .. } => Generation::from_gguf(file),
+            Source::Gguf(model) => Generation::from_gguf(&model.file),
             Source::Folder(_) => Generation::from_folder(&self.path),
         }
     }
@@ -194,7 +190,7 @@ impl Checkpoint {
     /// The GGUF file, for its vocabulary and chat template.
     pub fn gguf(&self) -> Option<&Gguf> {
         match &self.source {
-            Source::Gguf { file, .. } => Some(file),
+            Source::Gguf(model) => Some(&model.file),
             Source::Folder(_) => None,
         }
     }
@@ -202,7 +198,7 @@ impl Checkpoint {
     /// Bytes of all weight files.
     pub fn total_bytes(&self) -> usize {
         match &self.source {
-            Source::Gguf { file, .. } => file.total_bytes(),
+            Source::Gguf(model) => model.file.total_bytes(),
             Source::Folder(folder) => folder.shards.iter().map(SafetensorsFile::total_bytes).sum(),
         }
     }
@@ -215,9 +211,7 @@ impl Checkpoint {
     /// Whether there is a tensor of that name.
     pub fn contains(&self, name: &str) -> bool {
         match &self.source {
-            Source::Gguf { file, architecture, .. } => {
-                architecture.gguf_name(name).is_some_and(|name| file.tensor(&name).is_some())
-            }
+            Source::Gguf(model) => model.contains(name),
             Source::Folder(folder) => in_folder(&folder.owner, name).is_some(),
         }
     }
@@ -237,47 +231,14 @@ impl Checkpoint {
                     None => shards[shard].tensor(name),
                 }
             }
-            Source::Gguf { file, architecture, heads } => {
-                let info = architecture
-                    .gguf_name(name)
-                    .and_then(|name| file.tensor(&name))
-                    .ok_or_else(|| FormatError::missing(&self.path, name))?;
-                let format = info.kind.format().ok_or_else(|| {
-                    let reason = format!(
-                        "tensor `{name}` has type {}; F32, F16, BF16, Q4_0 to Q8_0, Q2_K to Q6_K and IQ4_NL are read",
-                        info.kind.name
-                    );
-                    FormatError::unsupported(&self.path, reason)
-                })?;
-                let shape = info.shape();
-                let stored = file.bytes(info);
-                if !architecture.paired_rows {
-                    let view = TensorView { format, shape, data: Cow::Borrowed(stored) };
-                    let shifted = architecture.norms_plus_one && name.ends_with("norm.weight");
-                    return match shifted {
-                        true => minus_one(&view).ok_or_else(|| {
-                            FormatError::unsupported(
-                                &self.path,
-                                format!("tensor `{name}` is a norm in blocks of {}, not floats", view.format),
-                            )
-                        }),
-                        false => Ok(view),
-                    };
-                }
-                let data: Cow<'_, [u8]> = heads.unpermute(&self.path, name, shape[0], stored)?;
-                Ok(TensorView { format, shape, data })
-            }
+            Source::Gguf(model) => model.tensor(name),
         }
     }
 
     /// Says that a tensor will not be read soon: its part of the mapped file leaves this process's memory until it is.
     pub fn release(&self, name: &str) {
         match &self.source {
-            Source::Gguf { file, architecture, .. } => {
-                if let Some(info) = architecture.gguf_name(name).and_then(|name| file.tensor(&name)) {
-                    file.release(file.bytes(info));
-                }
-            }
+            Source::Gguf(model) => model.release(name),
             Source::Folder(folder) => {
                 if let Some((name, shard)) = in_folder(&folder.owner, name)
                     && let Ok(TensorView { data: Cow::Borrowed(bytes), .. }) = folder.shards[shard].tensor(name)
@@ -294,34 +255,25 @@ impl Checkpoint {
             Source::Folder(folder) => {
                 in_folder(&folder.owner, name).is_some_and(|(name, _)| bitsandbytes::has_state(folder, name))
             }
-            Source::Gguf { file, architecture, .. } => {
-                architecture.gguf_name(name).and_then(|name| file.tensor(&name)?.kind.format()).is_some_and(Format::is_quantized)
-            }
+            Source::Gguf(model) => model.is_quantized(name),
         }
     }
 
     /// A matrix `[in, out]` by its Hugging Face name, turned to `[out, in]`.
     pub fn transposed(&self, name: &str) -> Result<TensorView<'_>> {
-        let view = self.tensor(name)?;
-        let &[rows, columns] = view.shape.as_slice() else {
-            return Err(FormatError::invalid(&self.path, format!("`{name}` has shape {:?} and is no matrix", view.shape)));
-        };
-        let (1, width) = view.format.block() else {
-            let reason = format!("`{name}` is stored in {} as [in, out], whose blocks cannot be turned", view.format);
-            return Err(FormatError::unsupported(&self.path, reason));
-        };
-        let mut data = Vec::with_capacity(view.data.len());
-        for column in 0..columns {
-            for row in 0..rows {
-                let at = (row * columns + column) * width;
-                data.extend_from_slice(&view.data[at..at + width]);
-            }
+        match &self.source {
+            Source::Gguf(model) => model.transposed(name),
+            Source::Folder(_) => self.tensor(name)?.turned(&self.path, name),
         }
-        Ok(TensorView { format: view.format, shape: vec![columns, rows], data: Cow::Owned(data) })
     }
 
     /// Tensors of one shape and format as one tensor with a new first axis.
     pub fn stacked(&self, names: &[String]) -> Result<TensorView<'_>> {
+        if let Source::Gguf(model) = &self.source
+            && let Some(stack) = model.stack(names)?
+        {
+            return Ok(stack);
+        }
         let parts = names.iter().map(|name| self.tensor(name)).collect::<Result<Vec<_>>>()?;
         let [first, rest @ ..] = parts.as_slice() else {
             return Err(FormatError::invalid(&self.path, "a stack of no tensors"));
@@ -334,12 +286,6 @@ impl Checkpoint {
         let data: Vec<u8> = parts.iter().flat_map(|part| part.data.iter().copied()).collect();
         Ok(TensorView { format: first.format, shape, data: Cow::Owned(data) })
     }
-}
-
-/// A norm's weight without the 1 that was added to it.
-fn minus_one(view: &TensorView<'_>) -> Option<TensorView<'static>> {
-    let data = view.to_f32()?.iter().flat_map(|w| (w - 1.0).to_le_bytes()).collect();
-    Some(TensorView { format: Format::F32, shape: view.shape.clone(), data: Cow::Owned(data) })
 }
 
 /// The tensor's name in the files and its shard. The bare model of a family (`GPT2Model`, `BertModel`) is saved without the first part of

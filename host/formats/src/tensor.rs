@@ -2,8 +2,11 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::path::Path;
 
 use half::{bf16, f16};
+
+use crate::{FormatError, Result};
 
 /// Elements of one quantization block of the `Q*_0` and `Q*_1` formats.
 pub(crate) const BLOCK: usize = 32;
@@ -128,6 +131,25 @@ impl TensorView<'_> {
     /// Number of elements.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// A matrix `[in, out]` turned to `[out, in]`. Only floats can be turned; blocks lie along rows.
+    pub(crate) fn turned(&self, path: &Path, name: &str) -> Result<TensorView<'static>> {
+        let &[rows, columns] = self.shape.as_slice() else {
+            return Err(FormatError::invalid(path, format!("`{name}` has shape {:?} and is no matrix", self.shape)));
+        };
+        let (1, width) = self.format.block() else {
+            let reason = format!("`{name}` is stored in {} as [in, out], whose blocks cannot be turned", self.format);
+            return Err(FormatError::unsupported(path, reason));
+        };
+        let mut data = Vec::with_capacity(self.data.len());
+        for column in 0..columns {
+            for row in 0..rows {
+                let at = (row * columns + column) * width;
+                data.extend_from_slice(&self.data[at..at + width]);
+            }
+        }
+        Ok(TensorView { format: self.format, shape: vec![columns, rows], data: Cow::Owned(data) })
     }
 
     /// Every element as `f32`, exactly; `None` for the block formats that only devices decode (Q5_0 and on).

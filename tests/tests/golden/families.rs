@@ -8,7 +8,7 @@ use swift_serve::{Generator, Sampling};
 use swift_tests::{Lab, Trainer, assert_close, golden, json, max_difference, norm, numbers, sequences, tokens};
 use swift_train::grad_state;
 
-fn values(prompt: &Value) -> Vec<f32> {
+pub(crate) fn values(prompt: &Value) -> Vec<f32> {
     prompt["values"].as_array().unwrap().iter().flat_map(|row| numbers(row).into_iter().map(|v| v as f32)).collect()
 }
 

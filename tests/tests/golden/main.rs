@@ -1,6 +1,7 @@
 //! Against numbers that other software computed; `golden/README.md` says which and how.
 
 mod families;
+mod gguf;
 mod nf4;
 mod quantized;
 mod smollm2;

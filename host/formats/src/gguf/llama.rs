@@ -9,7 +9,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json, json};
 
-use super::architecture::LLAMA;
+use super::architecture::{Architecture, LLAMA};
+use super::config::Metadata;
 use super::{GgmlType, Gguf, TensorSource, Value};
 use crate::{FormatError, NamedTensor, Result};
 
@@ -81,9 +82,27 @@ impl HeadCounts {
         }
     }
 
+    /// Those that a file's metadata gives.
+    pub(crate) fn in_gguf(gguf: &Gguf, architecture: &Architecture) -> Result<Self> {
+        let (query, key) = Metadata::new(gguf, architecture.name).heads()?;
+        Ok(Self { query: query as usize, key: key as usize })
+    }
+
     /// Stored bytes of a tensor in Hugging Face row order.
     pub(crate) fn unpermute<'a>(self, path: &Path, hf_name: &str, rows: usize, data: &'a [u8]) -> Result<Cow<'a, [u8]>> {
         self.reorder(path, hf_name, rows, data, Order::ToHf)
+    }
+
+    /// Rows of fused queries, keys and values, head by head as in Hugging Face; GGUF has all queries first.
+    pub(crate) fn interleave(self, path: &Path, hf_name: &str, rows: usize, data: &[u8]) -> Result<Vec<u8>> {
+        let parts = 3 * self.query;
+        if parts == 0 || !rows.is_multiple_of(parts) || rows == 0 || !data.len().is_multiple_of(rows) {
+            let reason = format!("`{hf_name}` has {rows} rows, which are not queries, keys and values of {} heads", self.query);
+            return Err(FormatError::invalid(path, reason));
+        }
+        let head = data.len() / parts;
+        let piece = |at: usize| (at % 3 * self.query + at / 3) * head;
+        Ok((0..parts).flat_map(|at| data[piece(at)..piece(at) + head].iter().copied()).collect())
     }
 
     fn reorder<'a>(self, path: &Path, hf_name: &str, rows: usize, data: &'a [u8], order: Order) -> Result<Cow<'a, [u8]>> {
@@ -96,7 +115,7 @@ impl HeadCounts {
 }
 
 /// Synthesises `config.json` from metadata.
-pub fn config(gguf: &Gguf) -> Result<Json> {
+pub(super) fn config(gguf: &Gguf) -> Result<Map<String, Json>> {
     let path = gguf.path();
     let invalid = |reason: String| FormatError::invalid(path, reason);
     let key = |name: &str| format!("llama.{name}");
@@ -106,9 +125,6 @@ pub fn config(gguf: &Gguf) -> Result<Json> {
         Some(value) => Err(invalid(format!("metadata `llama.{name}` is {value}, which is out of range"))),
         None => Err(invalid(format!("metadata `llama.{name}` is missing or not an integer"))),
     };
-    if optional("expert_count").is_some_and(|experts| experts > 0) {
-        return Err(FormatError::unsupported(path, "a mixture of experts in llama GGUF; use the Hugging Face folder"));
-    }
     let hidden = integer("embedding_length")?;
     let heads = integer("attention.head_count")?;
     let kv_heads = if gguf.get(&key("attention.head_count_kv")).is_some() { integer("attention.head_count_kv")? } else { heads };
@@ -133,8 +149,6 @@ pub fn config(gguf: &Gguf) -> Result<Json> {
 
     let mut config = Map::new();
     let mut set = |key: &str, value: Json| config.insert(key.to_owned(), value);
-    set("architectures", json!(["LlamaForCausalLM"]));
-    set("model_type", json!("llama"));
     set("hidden_act", json!("silu"));
     set("hidden_size", json!(hidden));
     set("intermediate_size", json!(integer("feed_forward_length")?));
@@ -150,12 +164,7 @@ pub fn config(gguf: &Gguf) -> Result<Json> {
     set("attention_bias", json!(gguf.tensor("blk.0.attn_q.bias").is_some()));
     set("mlp_bias", json!(gguf.tensor("blk.0.ffn_up.bias").is_some()));
     set("tie_word_embeddings", json!(gguf.tensor("output.weight").is_none()));
-    for (hf, ggml) in [("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")] {
-        if let Some(id) = gguf.get(&format!("tokenizer.ggml.{ggml}_token_id")).and_then(Value::as_u64) {
-            set(hf, json!(id));
-        }
-    }
-    Ok(Json::Object(config))
+    Ok(config)
 }
 
 /// A finite positive float.

@@ -11,11 +11,14 @@
 //! Dimensions are stored innermost first, the reverse of Hugging Face order. Specification: `docs/gguf.md` of ggml.
 
 pub(crate) mod architecture;
+mod config;
 pub mod llama;
 mod read;
 mod split;
+pub(crate) mod view;
 mod write;
 
+pub(crate) use config::config;
 pub use read::Gguf;
 pub(crate) use split::is_later_part;
 pub use write::{TensorSource, write};
@@ -275,5 +278,11 @@ impl TensorInfo {
     /// Dimensions outermost first: `[out, in]` of a linear weight.
     pub fn shape(&self) -> Vec<usize> {
         self.dims.iter().rev().copied().collect()
+    }
+
+    /// One of which only the name matters.
+    #[cfg(test)]
+    fn named(name: &str) -> TensorInfo {
+        TensorInfo { name: name.into(), dims: vec![1], kind: crate::Format::F32.into(), part: 0, start: 0, len: 4 }
     }
 }
