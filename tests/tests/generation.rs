@@ -6,3 +6,5 @@ mod chat;
 mod commands;
 #[path = "generation/engine.rs"]
 mod engine;
+#[path = "generation/samplers.rs"]
+mod samplers;

@@ -2,6 +2,7 @@
 
 mod generation;
 mod quantization;
+mod sampler;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ pub(crate) use generation::{
     BenchArgs, BenchCommand, BenchKernelsArgs, ComputeArgs, EmbedArgs, InferArgs, ModelArgs, PerplexityArgs,
 };
 pub(crate) use quantization::QuantizationArgs;
+pub(crate) use sampler::SamplerArg;
 
 /// Fine-tunes, aligns, evaluates and serves large models; every method is a sandboxed WebAssembly plugin.
 #[derive(Debug, Parser)]
@@ -34,7 +36,7 @@ pub(crate) struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Load a plugin and do what its kind calls for: a tuner, loss, optimizer or dataset fine-tunes, a model answers a prompt.
+    /// Load a plugin and do what its kind calls for: a tuner, loss, optimizer or dataset fine-tunes, a model or sampler answers.
     Run(Box<RunArgs>),
     /// Supervised fine-tuning with ms-swift's flags.
     Sft(Box<TrainArgs>),
@@ -100,10 +102,11 @@ pub(crate) enum PluginCommand {
 #[derive(Debug, Args)]
 #[command(rename_all = "snake_case")]
 pub(crate) struct RunArgs {
-    /// Plugin: a path to a component, or a bundled name such as `dora`. May be repeated for a tuner, a loss and so on.
+    /// Plugin: a path to a component, or a bundled name such as `dora`. May be repeated for a tuner, a loss and so on. A sampler takes
+    /// its configuration as `infer --sampler` does.
     #[arg(long, value_name = "PLUGIN")]
     pub(crate) plugin: Vec<String>,
-    /// Question to ask before and after training; with a model plugin, the prompt.
+    /// Question to ask before and after training; with a model or sampler plugin, the prompt.
     #[arg(long)]
     pub(crate) prompt: Option<String>,
     #[command(flatten)]

@@ -18,6 +18,7 @@ wasmtime::component::bindgen!({
             export swift:plugin/loss@0.1.0;
             export swift:plugin/optimizer@0.1.0;
             export swift:plugin/dataset@0.1.0;
+            export swift:plugin/sampler@0.1.0;
         }
     ",
     path: ["../../wit/tensor-0.1.0", "../../wit/plugin-0.1.0"],

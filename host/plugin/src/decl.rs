@@ -22,7 +22,7 @@ pub enum Kind {
     Optimizer,
     /// A reward rule. Declared in the WIT; this version does not run it.
     Reward,
-    /// A sampler. Declared in the WIT; this version does not run it.
+    /// A transform of logits, a matcher that says which tokens may come, or both.
     Sampler,
     /// A metric. Declared in the WIT; this version does not run it.
     Metric,
@@ -59,7 +59,7 @@ impl Kind {
 
     /// Whether this version of the host runs it.
     pub fn hosted(self) -> bool {
-        !matches!(self, Kind::Reward | Kind::Sampler | Kind::Metric)
+        !matches!(self, Kind::Reward | Kind::Metric)
     }
 }
 

@@ -10,7 +10,7 @@
 //! | `load`, `manifest`, `limits` | bytes to a [`Plugin`]; what it may use |
 //! | `guest`, `env`, `error` | one instance; how it is called and how it fails |
 //! | `trace/` | host side of the tensor interfaces |
-//! | `model`, `tuner`, `loss`, `optimizer`, `dataset` | typed callers, one per kind |
+//! | `model`, `tuner`, `loss`, `optimizer`, `dataset`, `sampler` | typed callers, one per kind |
 //! | `component`, `build` | crates to components |
 //!
 //! **Invariant:** nothing that a plugin does, or is, panics the host or reaches a device; after a trap its store is dropped unentered.
@@ -41,6 +41,7 @@ mod loss;
 mod manifest;
 mod model;
 mod optimizer;
+mod sampler;
 mod select;
 mod trace;
 mod tuner;
@@ -59,4 +60,5 @@ pub use loss::{LossGuest, LossOutput, Needs};
 pub use manifest::{Grants, Identity, Manifest, SECTION};
 pub use model::{Binding, CacheDecl, ModelGuest, ModelPlan, Recipe, TracedModel};
 pub use optimizer::{OptimizerGuest, OptimizerPlan, Program, SlotDecl};
+pub use sampler::{MatcherGuest, SamplerGuest};
 pub use tuner::{ExportEntry, ExportPlan, SitePlan, TunerGuest, TunerPlan};

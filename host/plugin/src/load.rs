@@ -236,7 +236,8 @@ impl Inner {
                 Kind::Peft => guest::peft::GuestIndices::new(pre).map(|_| ())?,
                 Kind::Loss => guest::loss::GuestIndices::new(pre).map(|_| ())?,
                 Kind::Optimizer => guest::optimizer::GuestIndices::new(pre).map(|_| ())?,
-                Kind::Reward | Kind::Sampler | Kind::Metric => {}
+                Kind::Sampler => guest::sampler::GuestIndices::new(pre).map(|_| ())?,
+                Kind::Reward | Kind::Metric => {}
             }
         }
         Ok(())
@@ -366,9 +367,20 @@ impl Plugin {
         (took, self.inner.host.engines.cached())
     }
 
-    /// A guest for `kind`, and its typed caller.
+    /// A guest for `kind` on its own plane, and its typed caller.
     pub(crate) fn guest<I, G>(
         &self,
+        kind: Kind,
+        indices: impl FnOnce(&InstancePre<Ctx>) -> wasmtime::Result<I>,
+        load: impl FnOnce(I, &mut wasmtime::Store<Ctx>, &wasmtime::component::Instance) -> wasmtime::Result<G>,
+    ) -> Result<(Guest, G)> {
+        self.guest_on(if kind.traces() { Plane::Trace } else { Plane::Data }, kind, indices, load)
+    }
+
+    /// A guest for `kind` on a plane, and its typed caller.
+    pub(crate) fn guest_on<I, G>(
+        &self,
+        plane: Plane,
         kind: Kind,
         indices: impl FnOnce(&InstancePre<Ctx>) -> wasmtime::Result<I>,
         load: impl FnOnce(I, &mut wasmtime::Store<Ctx>, &wasmtime::component::Instance) -> wasmtime::Result<G>,
@@ -377,7 +389,6 @@ impl Plugin {
             let has = self.inner.kinds.iter().map(|k| k.name()).collect::<Vec<_>>().join(", ");
             return Err(Error::Kind { plugin: self.inner.name.clone(), wanted: kind.name(), has });
         }
-        let plane = if kind.traces() { Plane::Trace } else { Plane::Data };
         let pre = &self.inner.compiled(plane)?.pre;
         let indices =
             indices(pre).map_err(|e| Error::NotAComponent { plugin: self.inner.name.clone(), reason: e.to_string() })?;

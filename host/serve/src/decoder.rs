@@ -46,6 +46,8 @@ pub(crate) struct Decoder {
     inputs: Inputs,
     /// Of the last run. A fresh allocation of this size would cost more than the copy.
     logits: Vec<f32>,
+    /// Logits of a row.
+    vocab: u64,
 }
 
 impl Decoder {
@@ -63,6 +65,8 @@ impl Decoder {
         let last = g.push(op::GatherRows, &[head.hidden, rows])?;
         let logits = g.linear(last, head.weight)?;
         let logits = crate::generate::capped(&mut g, logits, head.softcap)?;
+        let vocab = g.ty(logits).shape.dims().last().and_then(Dim::as_fixed);
+        let vocab = vocab.ok_or_else(|| ServeError::Request("the model does not say how large its vocabulary is".into()))?;
         g.outputs.push(("logits".into(), logits));
         g.set_cache_dtype(options.cache)?;
         let sizes = bindings(&options, 1, 1);
@@ -75,12 +79,17 @@ impl Decoder {
         program.main.set_precision(options.precision);
         let (slots, columns) = (options.slots, columns(options.capacity));
         let inputs = Inputs::new().with("pages", HostTensor::i32([slots, columns], vec![0; slots * columns]));
-        Ok(Decoder { program, options, tenant: Tenant::new(), inputs, logits: Vec::new() })
+        Ok(Decoder { program, options, tenant: Tenant::new(), inputs, logits: Vec::new(), vocab })
     }
 
     /// Tokens of a sequence that fit.
     pub(crate) fn capacity(&self) -> usize {
         self.options.capacity
+    }
+
+    /// Logits of a row.
+    pub(crate) fn vocab(&self) -> u64 {
+        self.vocab
     }
 
     /// Computes again what depends on weights alone.

@@ -15,9 +15,11 @@ use std::sync::Arc;
 
 use swift_data::Tokenizer;
 use swift_graph::DType;
+use swift_plugin::Plugin;
 use swift_runtime::{Device, Precision, Profile, Store};
 
 use crate::decoder::{Decoder, DecoderOptions, Packed, columns};
+use crate::plugged::{Draw, Row, SamplerId, Samplers};
 use crate::sampling::log_probabilities;
 use crate::schedule::{Counters, Scheduler, Sequence, Share};
 use crate::{AdaptedModel, History, Result, Sampling, ServeError};
@@ -108,6 +110,8 @@ pub struct Request {
     pub sampling: Sampling,
     /// Tokens that end the answer and are not part of it.
     pub stop_tokens: Vec<i32>,
+    /// Sampler plugins, in the order in which their transforms apply; what all of their matchers allow may come.
+    pub samplers: Vec<SamplerId>,
     /// Texts that end the answer and are not part of it; these need a tokenizer.
     pub stop_strings: Vec<String>,
     /// Report log-probabilities, and those of so many of the likeliest tokens.
@@ -125,6 +129,7 @@ impl Request {
             prompt,
             max_new_tokens,
             sampling: Sampling::default(),
+            samplers: Vec::new(),
             stop_tokens: Vec::new(),
             stop_strings: Vec::new(),
             logprobs: None,
@@ -155,6 +160,8 @@ pub enum Stop {
     Length,
     /// The caller said so.
     Caller,
+    /// A sampler plugin failed or left no token to draw; [`Update::failure`] says more.
+    Failed,
 }
 
 /// A new token.
@@ -179,6 +186,8 @@ pub struct Update {
     pub text: String,
     /// Set on the answer's last update.
     pub finished: Option<Stop>,
+    /// Why a failed answer ended.
+    pub failure: Option<String>,
 }
 
 /// Answers requests, all at once.
@@ -187,6 +196,7 @@ pub struct Engine {
     scheduler: Scheduler,
     chunk: usize,
     tokenizer: Option<Arc<Tokenizer>>,
+    samplers: Samplers,
     /// Requests and answers so far.
     next: (u64, u64),
 }
@@ -221,7 +231,15 @@ impl Engine {
         let mut decoder = Decoder::new(model, device, store, of)?;
         decoder.refresh(store)?;
         let scheduler = Scheduler::new(slots, pages, chunk, batching, share_prefixes);
-        Ok(Engine { decoder, scheduler, chunk, tokenizer, next: (0, 0) })
+        Ok(Engine { decoder, scheduler, chunk, tokenizer, samplers: Samplers::default(), next: (0, 0) })
+    }
+
+    /// Makes a sampler plugin ready for requests of this engine: traces and compiles its transform, opens its matcher.
+    ///
+    /// # Errors
+    /// When the plugin is no sampler, refuses the configuration or fails.
+    pub fn add_sampler(&mut self, plugin: &Plugin, config: &str, device: &dyn Device, store: &Store) -> Result<SamplerId> {
+        self.samplers.add(plugin, config, self.decoder.vocab(), self.tokenizer.as_deref(), device, store)
     }
 
     /// Queues a request.
@@ -241,6 +259,9 @@ impl Engine {
         }
         if self.tokenizer.is_none() && request.stop_strings.iter().any(|s| !s.is_empty()) {
             return Err(ServeError::Request("stop strings need a tokenizer".into()));
+        }
+        if !self.samplers.know(&request.samplers) {
+            return Err(ServeError::Request("the request names a sampler of another engine".into()));
         }
         request.sampling.check()?;
         let id = RequestId::of(self.next.0);
@@ -369,9 +390,15 @@ impl Engine {
         let logits = self.decoder.run(store, packed)?;
         run.iter().for_each(|&share| self.scheduler.ran(share));
         let vocab = logits.len() / rows;
-        for (slot, logits) in whole.into_iter().zip(logits.chunks_exact(vocab.max(1))) {
+        let rows: Vec<Row<'_>> = whole.iter().filter_map(|&slot| Some(row(slot, self.scheduler.get(slot)?))).collect();
+        let masks = self.samplers.masks(&rows);
+        for ((slot, logits), mask) in whole.into_iter().zip(logits.chunks_exact(vocab.max(1))).zip(masks) {
             let Some(sequence) = self.scheduler.sequence(slot) else { continue };
-            let update = advance(sequence, logits, capacity, self.tokenizer.as_deref())?;
+            let drawn = mask.and_then(|mask| draw(slot, sequence, &mut self.samplers, store, &mask, logits));
+            let update = match drawn {
+                Ok(id) => advance(sequence, logits, id, capacity, self.tokenizer.as_deref())?,
+                Err(failure) => fail(sequence, failure, self.tokenizer.as_deref())?,
+            };
             if update.finished.is_some() {
                 self.scheduler.finish(slot);
             }
@@ -381,13 +408,47 @@ impl Engine {
     }
 }
 
-/// Draws the next token of a sequence.
-fn advance(sequence: &mut Sequence, logits: &[f32], capacity: usize, tokenizer: Option<&Tokenizer>) -> Result<Update> {
+/// An answer as samplers see it.
+fn row(slot: usize, sequence: &Sequence) -> Row<'_> {
+    Row { slot, order: sequence.order(), samplers: &sequence.request.samplers, answer: &sequence.answer }
+}
+
+/// The next token of a sequence; the error is why there is none.
+fn draw(
+    slot: usize,
+    sequence: &Sequence,
+    samplers: &mut Samplers,
+    store: &mut Store,
+    mask: &[u32],
+    logits: &[f32],
+) -> Result<i32, String> {
+    let Request { prompt, sampling, stream, samplers: plugged, .. } = &*sequence.request;
+    let history = History { prompt, answer: &sequence.answer };
+    let (stream, position) = (stream + sequence.choice as u64, sequence.answer.len() as u64);
+    match plugged.is_empty() {
+        true => Ok(sampling.draw(logits, history, stream, position)),
+        false => samplers.draw(store, &row(slot, sequence), mask, logits, &Draw { sampling, history, stream, position }),
+    }
+}
+
+/// Ends an answer whose samplers fail; its neighbours go on.
+fn fail(sequence: &mut Sequence, failure: String, tokenizer: Option<&Tokenizer>) -> Result<Update> {
+    let text = tokenizer.map(|tokenizer| sequence.text.finish(tokenizer)).transpose()?.map_or_else(String::new, |rest| rest.text);
+    Ok(Update {
+        request: sequence.id,
+        choice: sequence.choice,
+        token: None,
+        text,
+        finished: Some(Stop::Failed),
+        failure: Some(failure),
+    })
+}
+
+/// Appends the drawn token to a sequence.
+fn advance(sequence: &mut Sequence, logits: &[f32], id: i32, capacity: usize, tokenizer: Option<&Tokenizer>) -> Result<Update> {
     let request = &sequence.request;
-    let history = History { prompt: &request.prompt, answer: &sequence.answer };
-    let stream = request.stream + sequence.choice as u64;
-    let id = request.sampling.draw(logits, history, stream, sequence.answer.len() as u64);
-    let mut update = Update { request: sequence.id, choice: sequence.choice, token: None, text: String::new(), finished: None };
+    let (text, finished, failure) = (String::new(), None, None);
+    let mut update = Update { request: sequence.id, choice: sequence.choice, token: None, text, finished, failure };
     if request.stop_tokens.contains(&id) {
         update.finished = Some(Stop::Token);
     } else {

@@ -9,6 +9,7 @@ mod error;
 mod generate;
 mod model;
 mod pages;
+mod plugged;
 mod program;
 mod quantize;
 mod sampling;
@@ -21,6 +22,7 @@ pub use engine::{Batching, CacheType, Engine, EngineOptions, Request, RequestId,
 pub use error::{Result, ServeError};
 pub use generate::{Generated, Generator, encode, logits};
 pub use model::AdaptedModel;
+pub use plugged::SamplerId;
 pub use program::{Program, compile};
 pub use quantize::Quantization;
 pub use sampling::{History, Sampling};

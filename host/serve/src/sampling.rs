@@ -1,7 +1,7 @@
 //! From one row of logits to a token.
 //!
 //! The order of transforms is that of `transformers` (`GenerationMixin._get_logits_processor`): bias, penalties, temperature, top-k,
-//! top-p, min-p. Presence and frequency penalties, which it lacks, are OpenAI's and come with the repetition penalty. What is left is
+//! top-p, min-p. Sampler plugins come between temperature and the cuts. Presence and frequency penalties, which it lacks, are OpenAI's and come with the repetition penalty. What is left is
 //! drawn from by a number that is a function of (seed, stream, position) alone, so a request's tokens do not depend on what else is in
 //! its batch.
 
@@ -116,10 +116,28 @@ impl Sampling {
     pub fn draw(&self, logits: &[f32], history: History<'_>, stream: u64, position: u64) -> i32 {
         let changed = self.changes_logits().then(|| self.penalised(logits, history));
         let logits = changed.as_deref().unwrap_or(logits);
+        self.draw_from(logits, self.temperature, stream, position)
+    }
+
+    /// Logits after bias, penalties and temperature, as sampler plugins get them.
+    pub(crate) fn prepared(&self, logits: &[f32], history: History<'_>) -> Vec<f32> {
+        let mut logits = self.penalised(logits, history);
+        if !self.is_greedy() {
+            logits.iter_mut().for_each(|x| *x /= self.temperature);
+        }
+        logits
+    }
+
+    /// Draws from what a plugin made of [`Sampling::prepared`] logits.
+    pub(crate) fn draw_prepared(&self, logits: &[f32], stream: u64, position: u64) -> i32 {
+        self.draw_from(logits, 1.0, stream, position)
+    }
+
+    fn draw_from(&self, logits: &[f32], temperature: f32, stream: u64, position: u64) -> i32 {
         if self.is_greedy() {
             return argmax(logits);
         }
-        let kept = self.kept(logits);
+        let kept = self.kept(logits, temperature);
         let total: f64 = kept.iter().map(|(_, w)| w).sum();
         let mut left = uniform(self.seed, stream, position) * total;
         for &(token, weight) in &kept {
@@ -137,7 +155,7 @@ impl Sampling {
         if self.is_greedy() {
             return vec![(argmax(&logits), 1.0)];
         }
-        let mut kept = self.kept(&logits);
+        let mut kept = self.kept(&logits, self.temperature);
         let total: f64 = kept.iter().map(|(_, w)| w).sum();
         kept.iter_mut().for_each(|(_, w)| *w /= total);
         kept
@@ -170,7 +188,7 @@ impl Sampling {
     }
 
     /// Tokens that survive the cuts, likeliest first (equal ones by number), with weights relative to the likeliest.
-    fn kept(&self, logits: &[f32]) -> Vec<(i32, f64)> {
+    fn kept(&self, logits: &[f32], temperature: f32) -> Vec<(i32, f64)> {
         let value = |t: u32| {
             let x = logits[t as usize];
             if x.is_nan() { f32::NEG_INFINITY } else { x }
@@ -183,7 +201,7 @@ impl Sampling {
             tokens.retain(|&t| value(t) >= least);
         }
         let top = tokens.iter().map(|&t| value(t)).fold(f32::NEG_INFINITY, f32::max);
-        let temperature = f64::from(self.temperature);
+        let temperature = f64::from(temperature);
         let weight = |t: u32| match top == f32::NEG_INFINITY {
             true => 1.0,
             false => ((f64::from(value(t)) - f64::from(top)) / temperature).exp(),

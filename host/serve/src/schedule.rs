@@ -44,6 +44,11 @@ impl Sequence {
         self.request.prompt.len() + self.answer.len()
     }
 
+    /// Submissions before it, which names it among all of an engine.
+    pub(crate) fn order(&self) -> u64 {
+        self.order
+    }
+
     /// Tokens in the cache.
     pub(crate) fn cached(&self) -> usize {
         self.cached
@@ -136,6 +141,11 @@ impl Scheduler {
     /// Answers that wait for a slot, and answers in progress.
     pub(crate) fn load(&self) -> (usize, usize) {
         (self.queue.len(), self.live.iter().flatten().count())
+    }
+
+    /// The sequence in a slot, to look at.
+    pub(crate) fn get(&self, slot: usize) -> Option<&Sequence> {
+        self.live[slot].as_ref()
     }
 
     pub(crate) fn sequence(&mut self, slot: usize) -> Option<&mut Sequence> {

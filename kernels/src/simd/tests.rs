@@ -28,8 +28,14 @@ fn relative_error_is_as_stated() {
     x.extend((0..40_000).map(|i| -f32::from_bits(i * 53_000)));
     x.retain(|x| x.is_finite());
     type Exact = fn(f64) -> f64;
-    let functions: [(&str, Exact); 6] =
-        [("exp", f64::exp), ("exp2", f64::exp2), ("expm1", f64::exp_m1), ("log", f64::ln), ("log1p", f64::ln_1p), ("tanh", f64::tanh)];
+    let functions: [(&str, Exact); 6] = [
+        ("exp", f64::exp),
+        ("exp2", f64::exp2),
+        ("expm1", f64::exp_m1),
+        ("log", f64::ln),
+        ("log1p", f64::ln_1p),
+        ("tanh", f64::tanh),
+    ];
     for isa in Isa::available().filter(|&isa| isa > Isa::Scalar) {
         for (name, exact) in functions {
             let mut out = vec![0.0; x.len()];

@@ -14,6 +14,7 @@ wit_bindgen::generate!({
             export swift:plugin/loss@0.1.0;
             export swift:plugin/optimizer@0.1.0;
             export swift:plugin/dataset@0.1.0;
+            export swift:plugin/sampler@0.1.0;
         }
     ",
     path: ["../../wit/tensor-0.1.0", "../../wit/plugin-0.1.0"],
@@ -21,7 +22,7 @@ wit_bindgen::generate!({
     generate_all,
 });
 
-use exports::swift::plugin::{about, dataset, loss, model, optimizer, peft};
+use exports::swift::plugin::{about, dataset, loss, model, optimizer, peft, sampler};
 use swift::plugin::decl::{Init, ParamDecl, ParamInfo, SiteInfo};
 use swift::plugin::env;
 use swift::plugin::sample_types::{Part, Sample, Turn};
@@ -93,7 +94,7 @@ impl about::Guest for Evil {
             name: "evil\x1b[31m".into(),
             version: "0.1.0".into(),
             license: "Apache-2.0".into(),
-            items: ["model", "peft", "loss", "optimizer", "dataset"].map(item).to_vec(),
+            items: ["model", "peft", "loss", "optimizer", "dataset", "sampler"].map(item).to_vec(),
         }
     }
 }
@@ -430,5 +431,64 @@ impl dataset::Guest for Evil {
         let count = if config == "too-many" { count + 5 } else { count };
         let rows = (0..u64::from(count)).map(|i| (first + i).to_string()).collect();
         Evil::map_rows("good".into(), rows)
+    }
+}
+
+impl sampler::Guest for Evil {
+    type Matcher = Matcher;
+
+    fn trace(g: &Builder, logits: &Value, config: String) -> Result<Value, Error> {
+        misbehave(&config, "sampler.trace");
+        match config.as_str() {
+            "error:sampler.trace" => Err(error("no logits for you")),
+            "wrong-type" => g.reduce(ReduceOp::Max, logits, &[1], true),
+            "nan" => g.binary(BinaryOp::Mul, logits, &g.scalar(f64::NAN, Dtype::F32)),
+            "keep" => {
+                KEPT.with_borrow_mut(|k| *k = Some(logits.dup()));
+                Ok(logits.dup())
+            }
+            "use-kept" => Ok(KEPT.take().unwrap_or_else(|| logits.dup())),
+            _ => Ok(logits.dup()),
+        }
+    }
+}
+
+struct Matcher {
+    case: String,
+    vocab: usize,
+    /// Calls so far.
+    calls: std::cell::Cell<u32>,
+}
+
+impl sampler::GuestMatcher for Matcher {
+    fn open(config: String, vocab: Vec<Vec<u8>>) -> Result<sampler::Matcher, Error> {
+        misbehave(if config.starts_with("open-") { &config["open-".len()..] } else { "" }, "sampler.matcher.open");
+        match config.as_str() {
+            "error:sampler.matcher.open" => Err(error("no vocabulary for you")),
+            "no-matcher" => Err(Error { code: ErrorCode::UnsupportedOp, ..error("none here") }),
+            _ => Ok(sampler::Matcher::new(Matcher { case: config, vocab: vocab.len(), calls: std::cell::Cell::new(0) })),
+        }
+    }
+
+    fn advance(&self, rows: Vec<u32>, _: Vec<Vec<u32>>) -> Result<Vec<Vec<u32>>, Error> {
+        self.calls.set(self.calls.get() + 1);
+        // `late-X` behaves twice, so that an answer is on its way when it stops to.
+        let case = match self.case.strip_prefix("late-") {
+            Some(_) if self.calls.get() <= 2 => "good",
+            Some(case) => case,
+            None => self.case.as_str(),
+        };
+        misbehave(case, "sampler.matcher.advance");
+        let words = self.vocab.div_ceil(32);
+        Ok(match case {
+            "error:sampler.matcher.advance" => return Err(error("no token for you")),
+            "mask-count" => vec![vec![u32::MAX; words]; rows.len() + 1],
+            "mask-short" => vec![vec![u32::MAX; words.saturating_sub(1)]; rows.len()],
+            "mask-long" => vec![vec![u32::MAX; words + 1]; rows.len()],
+            "mask-flood" => vec![vec![u32::MAX; 64 << 20]; rows.len()],
+            "forbid" => vec![vec![0; words]; rows.len()],
+            "all" => vec![vec![u32::MAX; words]; rows.len()],
+            _ => vec![vec![]; rows.len()],
+        })
     }
 }

@@ -32,6 +32,12 @@ macro_rules! export_world {
             "swift:plugin/trace-host@0.1.0": crate::bindings::swift::plugin::trace_host,
         } $($rest)* }
     };
+    (sampler $($rest:tt)*) => {
+        export_world! { {
+            "swift:tensor/types@0.1.0": crate::bindings::swift::tensor::types,
+            "swift:tensor/graph@0.1.0": crate::bindings::swift::tensor::graph,
+        } $($rest)* }
+    };
     (data $($rest:tt)*) => {
         export_world! { {
             "swift:tensor/types@0.1.0": crate::bindings::swift::tensor::types,

@@ -41,8 +41,8 @@
 //! fit, a name that does not exist) is remembered, everything after it records nothing, and the host receives that first error with
 //! the scope it happened in. [`fail`] does the same for errors of the plugin's own.
 //!
-//! A plugin implements [`Model`], [`Tuner`], [`Loss`], [`Optimizer`] or [`Dataset`] for its configuration type, which
-//! [`config!`] declares, and ends with [`plugin!`], which exports it.
+//! A plugin implements [`Model`], [`Tuner`], [`Loss`], [`Optimizer`], [`Dataset`] or [`Sampler`] for its configuration type,
+//! which [`config!`] declares, and ends with [`plugin!`], which exports it.
 
 mod bindings;
 mod config;
@@ -60,6 +60,7 @@ pub mod loss;
 pub mod model;
 pub mod optimizer;
 pub mod rows;
+pub mod sampler;
 pub mod tuner;
 
 pub use serde;
@@ -78,6 +79,7 @@ pub use loss::Loss;
 pub use model::Model;
 pub use optimizer::Optimizer;
 pub use param::Param;
+pub use sampler::Sampler;
 pub use trace::{debug, dry_run, fail, info, scope, warn};
 pub use tuner::Tuner;
 pub use value::{Value, concat};
@@ -97,9 +99,10 @@ pub mod prelude {
     pub use crate::loss::{Batch, CrossEntropySpec, Head, LossOutput, Needs};
     pub use crate::model::{Attention, ModelPlan, RopeLayout, RopeSpec, Session};
     pub use crate::optimizer::{OptimizerPlan, Step};
+    pub use crate::sampler::{Automaton, Constraint, Mask, Matcher, Vocabulary};
     pub use crate::tuner::{AdaptedSite, ExportPlan, Site, SitePlan};
     pub use crate::{
         Config, Dataset, Dim, Dtype, Error, Init, Json, Loss, Mode, Model, Optimizer, Param, ParamDecl, ParamInfo, Result,
-        SiteInfo, SiteKind, Tuner, Value, concat, config, fail, plugin, scope,
+        Sampler, SiteInfo, SiteKind, Tuner, Value, concat, config, fail, plugin, scope,
     };
 }

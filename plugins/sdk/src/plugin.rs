@@ -56,6 +56,7 @@ macro_rules! plugin {
     (@item loss $id:literal $ty:ty) => { $crate::about::<$ty>("loss", $id) };
     (@item optimizer $id:literal $ty:ty) => { $crate::about::<$ty>("optimizer", $id) };
     (@item dataset $id:literal $ty:ty) => { $crate::about::<$ty>("dataset", $id) };
+    (@item sampler $id:literal $ty:ty) => { $crate::about::<$ty>("sampler", $id) };
     (@export model $ty:ty) => {
         type SwiftModel = $crate::model::Exported<$ty>;
         $crate::model::__export_model!(SwiftModel with_types_in $crate::model);
@@ -71,6 +72,10 @@ macro_rules! plugin {
     (@export optimizer $ty:ty) => {
         type SwiftOptimizer = $crate::optimizer::Exported<$ty>;
         $crate::optimizer::__export_optimizer!(SwiftOptimizer with_types_in $crate::optimizer);
+    };
+    (@export sampler $ty:ty) => {
+        type SwiftSampler = $crate::sampler::Exported<$ty>;
+        $crate::sampler::__export_sampler!(SwiftSampler with_types_in $crate::sampler);
     };
     (@export dataset $ty:ty) => {
         type SwiftDataset = $crate::dataset::Exported<$ty>;

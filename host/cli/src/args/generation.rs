@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use swift_runtime::Precision;
 use swift_serve::CacheType;
 
-use super::QuantizationArgs;
+use super::{QuantizationArgs, SamplerArg};
 
 /// Which model.
 #[derive(Clone, Debug, Default, Args)]
@@ -132,6 +132,10 @@ pub(crate) struct InferArgs {
     /// Taken off the logits for each time that the answer has the token [default: 0].
     #[arg(long, help_heading = "Generation", value_name = "X", allow_negative_numbers = true)]
     pub(crate) frequency_penalty: Option<f32>,
+    /// Sampler plugin, with its configuration as `NAME:key=value,...` or `NAME:JSON`: `typical`, `eta`, `regex`, `json`, or a path. May be
+    /// repeated.
+    #[arg(long, help_heading = "Generation", value_name = "PLUGIN[:CONFIG]", alias = "plugin")]
+    pub(crate) sampler: Vec<SamplerArg>,
     /// Texts that end an answer.
     #[arg(long, help_heading = "Generation", num_args = 1.., value_name = "TEXT")]
     pub(crate) stop_words: Vec<String>,

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use swift_data::Turn;
 use swift_serve::Engine;
 
@@ -142,13 +142,14 @@ pub(crate) fn chat(mut session: Session, stream: bool) -> Result<ExitCode> {
 /// Answers and prints. What was said before an interruption counts as the answer.
 fn answer(session: &mut Session, engine: &mut Engine, history: &[Turn], stream: bool, interrupt: &Interrupt) -> Result<String> {
     let request = session.request(session.prompt(history, None)?)?;
-    engine.submit(request)?;
+    session.submit(engine, request)?;
     let plain = !std::io::stdout().is_terminal();
-    let mut answer = String::new();
+    let (mut answer, mut failure) = (String::new(), None);
     let mut out = std::io::stdout().lock();
     let mut written = Ok(());
     engine.drain(session.store(), |update| {
         answer.push_str(&update.text);
+        failure = update.failure.clone();
         if stream && !update.text.is_empty() {
             written = write!(out, "{}", shown(&update.text, plain)).and_then(|()| out.flush());
         }
@@ -156,6 +157,9 @@ fn answer(session: &mut Session, engine: &mut Engine, history: &[Turn], stream: 
     })?;
     written.context("cannot write to standard output")?;
     if stream { writeln!(out) } else { writeln!(out, "{}", shown(&answer, plain)) }.context("cannot write to standard output")?;
+    if let Some(failure) = failure {
+        bail!("{failure}");
+    }
     Ok(answer)
 }
 

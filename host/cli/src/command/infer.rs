@@ -8,11 +8,12 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Value, json};
 use swift_data::{Encoder, Turn};
 use swift_formats::{Generation, read_json};
+use swift_plugin::Plugin;
 use swift_runtime::{Device, Store};
-use swift_serve::{AdaptedModel, Engine, EngineOptions, Request, Sampling};
+use swift_serve::{AdaptedModel, Engine, EngineOptions, Request, RequestId, SamplerId, Sampling};
 use swift_train::{Text, text_of};
 
-use crate::args::{ComputeArgs, InferArgs, ModelArgs, QuantizationArgs};
+use crate::args::{ComputeArgs, InferArgs, ModelArgs, QuantizationArgs, SamplerArg};
 use crate::command::{chat, infer_dataset};
 use crate::embedded;
 use crate::environment::Environment;
@@ -129,6 +130,9 @@ pub(crate) struct Session {
     sampling: Sampling,
     stop_tokens: Vec<i32>,
     stop_words: Vec<String>,
+    samplers: Vec<(Plugin, String)>,
+    /// The same in the engine that was made last.
+    sampler_ids: Vec<SamplerId>,
     max_new_tokens: Option<usize>,
     use_chat_template: bool,
     compute: ComputeArgs,
@@ -154,6 +158,8 @@ impl Session {
         Ok(Session {
             stop_tokens: text.tokenizer.stop_ids().into_iter().map(|id| id as i32).collect(),
             stop_words: args.stop_words.clone(),
+            samplers: samplers(environment, &args.sampler)?,
+            sampler_ids: Vec::new(),
             max_new_tokens: args.max_new_tokens,
             use_chat_template: args.use_chat_template.unwrap_or(true),
             compute: args.compute,
@@ -204,7 +210,16 @@ impl Session {
         let ComputeArgs { precision, kv_cache_dtype } = self.compute;
         let options =
             EngineOptions { precision: precision.into(), cache: kv_cache_dtype.into(), ..EngineOptions::new(slots, capacity) };
-        Ok(Engine::new(model, &*self.device, store, options, Some(self.text.tokenizer.clone()))?)
+        let mut engine = Engine::new(model, &*self.device, store, options, Some(self.text.tokenizer.clone()))?;
+        let added = self.samplers.iter().map(|(plugin, config)| engine.add_sampler(plugin, config, &*self.device, store));
+        self.sampler_ids = added.collect::<Result<_, _>>()?;
+        Ok(engine)
+    }
+
+    /// Queues a request with the session's samplers.
+    pub(crate) fn submit(&self, engine: &mut Engine, mut request: Request) -> Result<RequestId> {
+        request.samplers = self.sampler_ids.clone();
+        Ok(engine.submit(request)?)
     }
 
     /// The weights.
@@ -216,6 +231,11 @@ impl Session {
     pub(crate) fn model_path(&self) -> &Path {
         self.opened.model.checkpoint().path()
     }
+}
+
+/// The sampler plugins with their configurations.
+fn samplers(environment: &Environment, args: &[SamplerArg]) -> Result<Vec<(Plugin, String)>> {
+    args.iter().map(|arg| Ok((environment.plugin(&arg.plugin)?, arg.config.to_string()))).collect()
 }
 
 /// The flags over what the model's authors recommend.
@@ -282,16 +302,20 @@ pub(crate) fn infer(environment: &Environment, args: &InferArgs) -> Result<ExitC
     let mut session = Session::new(environment, args)?;
     let request = session.request(session.prompt(&[Turn::new("user", prompt)], None)?)?;
     let mut engine = session.engine_for(std::slice::from_ref(&request), 1)?;
-    engine.submit(request)?;
+    session.submit(&mut engine, request)?;
     let stream = args.stream.unwrap_or(true);
-    let (mut answer, mut fine) = (String::new(), true);
+    let (mut answer, mut fine, mut failure) = (String::new(), true, None);
     let mut out = std::io::stdout().lock();
     engine.drain(session.store(), |update| {
         answer.push_str(&update.text);
+        failure = update.failure.clone();
         // A closed pipe ends the answer quietly.
         fine = !stream || update.text.is_empty() || write!(out, "{}", update.text).and_then(|()| out.flush()).is_ok();
         if fine { std::ops::ControlFlow::Continue(()) } else { std::ops::ControlFlow::Break(()) }
     })?;
     let end = if stream { writeln!(out) } else { writeln!(out, "{answer}") };
+    if let Some(failure) = failure {
+        bail!("{failure}");
+    }
     Ok(if fine && end.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

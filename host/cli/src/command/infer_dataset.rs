@@ -72,7 +72,7 @@ pub(crate) fn infer_dataset(environment: &Environment, mut session: Session, arg
     }
     let mut of = HashMap::new();
     for (i, request) in requests.into_iter().enumerate() {
-        of.insert(engine.submit(request)?, i);
+        of.insert(session.submit(&mut engine, request)?, i);
     }
     let tokenizer = session.text.tokenizer.clone();
     let (mut written, mut finished, mut tokens) = (0, 0, 0u64);
@@ -80,6 +80,9 @@ pub(crate) fn infer_dataset(environment: &Environment, mut session: Session, arg
         let updates: Vec<Update> = engine.step(session.store())?;
         for update in updates {
             let Some(&i) = of.get(&update.request) else { continue };
+            if let Some(failure) = update.failure {
+                bail!("row {}: {failure}", i + 1);
+            }
             let row = &mut rows[i];
             row.response.push_str(&update.text);
             if stream {

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
+use swift_formats::Checkpoint;
 use swift_graph::{Graph, dump, hash};
 use swift_plugin::build::{self, ToolchainOptions};
 use swift_plugin::{Kind, Mode, ParamInfo, StepBinding, inspect as describe};
@@ -71,7 +72,8 @@ fn trace(environment: &Environment, name: &str, model: &str, dot: bool) -> Resul
             swift_train::forward(&mut opened, &mut loss.loss()?, "{}")?
         }
         Kind::Optimizer => optimizer(&plugin)?,
-        Kind::Dataset | Kind::Reward | Kind::Sampler | Kind::Metric => bail!("a {kind} plugin maps text; it has no graph"),
+        Kind::Sampler => sampler(&plugin, &checkpoint)?,
+        Kind::Dataset | Kind::Reward | Kind::Metric => bail!("a {kind} plugin maps text; it has no graph"),
     };
     if dot {
         out!("{}", dump::dot(&graph));
@@ -84,6 +86,17 @@ fn trace(environment: &Environment, name: &str, model: &str, dot: bool) -> Resul
         eprintln!("traced with `{model}`; `--model` takes another");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The transform of logits, which may be none.
+fn sampler(plugin: &swift_plugin::Plugin, checkpoint: &Checkpoint) -> Result<Graph> {
+    use swift_graph::{DType, Dim, SymbolId, Type};
+    let width = checkpoint.config()["vocab_size"].as_u64().context("the model's configuration has no `vocab_size`")?;
+    let mut g = Graph::default();
+    let logits = g.input("logits", Type::new(DType::F32, vec![Dim::symbol(SymbolId::SEQUENCES), Dim::fixed(width)]))?;
+    let changed = plugin.sampler()?.trace(&mut g, logits, "{}")?;
+    g.outputs.push(("logits".into(), changed));
+    Ok(g)
 }
 
 /// The update of one matrix.

@@ -2,11 +2,11 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use swift_plugin::Kind as PluginKind;
 use swift_train::Question;
 
-use crate::args::{InferArgs, ModelArgs, RunArgs, TrainArgs};
+use crate::args::{InferArgs, ModelArgs, RunArgs, SamplerArg, TrainArgs};
 use crate::command::{infer, train};
 use crate::environment::Environment;
 use crate::settings::Kind;
@@ -23,17 +23,18 @@ pub(crate) fn run(environment: &Environment, args: &RunArgs) -> Result<ExitCode>
             let question = args.prompt.clone().map_or(Question::HeldOut, Question::Text);
             train::train(environment, Kind::Run, &train_args, question)
         }
-        Job::Answer { model_plugin } => infer::infer(
+        Job::Answer { model_plugin, samplers } => infer::infer(
             environment,
             &InferArgs {
                 model: ModelArgs {
                     model: args.train.model.clone(),
-                    model_plugin: Some(model_plugin),
+                    model_plugin,
                     quantization: args.train.quantization.clone(),
                     ..ModelArgs::default()
                 },
                 prompt: args.prompt.clone(),
                 system: args.train.system.clone(),
+                sampler: samplers,
                 max_new_tokens: Some(64),
                 ..InferArgs::default()
             },
@@ -45,19 +46,27 @@ pub(crate) fn run(environment: &Environment, args: &RunArgs) -> Result<ExitCode>
 pub(crate) enum Job {
     /// Fine-tune with these flags.
     Train(Box<TrainArgs>),
-    /// Answer a prompt with this model plugin.
+    /// Answer a prompt.
     Answer {
-        /// The plugin as it was named.
-        model_plugin: String,
+        /// The model plugin as it was named; none for the one that takes the model.
+        model_plugin: Option<String>,
+        /// Sampler plugins.
+        samplers: Vec<SamplerArg>,
     },
 }
 
 /// Puts each plugin where its kind belongs.
 pub(crate) fn assign(environment: &Environment, args: &RunArgs) -> Result<Job> {
     let mut train = args.train.clone();
-    let mut only_model = !args.plugin.is_empty();
+    let mut only_answers = !args.plugin.is_empty();
+    let mut samplers = Vec::new();
     for name in &args.plugin {
-        let plugin = environment.plugin(name)?;
+        let arg: SamplerArg = name.parse().map_err(|e| anyhow!("`--plugin {name}`: {e}"))?;
+        let plugin = environment.plugin(&arg.plugin)?;
+        let configured = arg.config.as_object().is_some_and(|config| !config.is_empty());
+        if configured && !plugin.kinds().contains(&PluginKind::Sampler) {
+            bail!("`--plugin {name}`: only a sampler takes its configuration here; see `swift-host run --help` for the others'");
+        }
         let kinds = plugin.kinds();
         let mut placed = false;
         for kind in kinds {
@@ -68,18 +77,23 @@ pub(crate) fn assign(environment: &Environment, args: &RunArgs) -> Result<Job> {
                 PluginKind::Model => &mut train.model_plugin,
                 PluginKind::Dataset if train.dataset.is_empty() => {
                     train.dataset.push(name.clone());
-                    (placed, only_model) = (true, false);
+                    (placed, only_answers) = (true, false);
                     continue;
                 }
                 PluginKind::Dataset => &mut train.dataset_plugin,
-                PluginKind::Reward | PluginKind::Sampler | PluginKind::Metric => continue,
+                PluginKind::Sampler => {
+                    samplers.push(arg.clone());
+                    placed = true;
+                    continue;
+                }
+                PluginKind::Reward | PluginKind::Metric => continue,
             };
             if slot.as_ref().is_some_and(|taken| taken != name) {
                 bail!("two {kind} plugins were given, `{}` and `{name}`; a run takes one", slot.as_deref().unwrap_or_default());
             }
             *slot = Some(name.clone());
             placed = true;
-            only_model &= *kind == PluginKind::Model;
+            only_answers &= *kind == PluginKind::Model;
         }
         if !placed {
             let kinds: Vec<String> = kinds.iter().map(ToString::to_string).collect();
@@ -87,8 +101,14 @@ pub(crate) fn assign(environment: &Environment, args: &RunArgs) -> Result<Job> {
         }
     }
     let trains = train.tuner_type.is_some() || !train.dataset.is_empty();
-    Ok(match &train.model_plugin {
-        Some(plugin) if only_model && !trains => Job::Answer { model_plugin: plugin.clone() },
-        _ => Job::Train(Box::new(train)),
-    })
+    if only_answers && !trains {
+        return Ok(Job::Answer { model_plugin: train.model_plugin, samplers });
+    }
+    if let Some(sampler) = samplers.first() {
+        bail!(
+            "`{}` is a sampler, which has no part in training; `infer --sampler` uses it with what was trained",
+            sampler.plugin
+        );
+    }
+    Ok(Job::Train(Box::new(train)))
 }

@@ -4,6 +4,7 @@
 //! algorithms for vocabularies that were made with them. Special tokens that occur in text are
 //! recognised as such, as in Hugging Face and llama.cpp. Offsets are bytes of the input text.
 
+mod bytes;
 mod folder;
 mod gguf;
 mod pre;

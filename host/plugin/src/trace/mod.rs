@@ -126,7 +126,7 @@ pub(crate) enum Role {
         teacher: Option<u32>,
     },
     Step(Box<StepBinding>),
-    /// Only values (the optimizer's schedule).
+    /// Only values (the optimizer's schedule, the sampler's logits).
     Values,
 }
 

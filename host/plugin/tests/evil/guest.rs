@@ -299,6 +299,57 @@ fn datasets_are_bounded_by_the_clock() {
 }
 
 #[test]
+fn samplers_are_bounded_and_answer_in_kind() {
+    let Some(plugin) = evil() else { return };
+    let trace_error = |case: &str| {
+        let (mut g, logits) = logits();
+        plugin.sampler().unwrap().trace(&mut g, logits, case).unwrap_err().to_string()
+    };
+    contains(&trace_error("spin"), &["sampler.trace", "limit `fuel`"]);
+    contains(&trace_error("wrong-type"), &["the logits must be f32[b, 40]; got f32[b, 1]"]);
+    contains(&trace_error("error:sampler.trace"), &["sampler.trace: no logits for you"]);
+    let mut sampler = plugin.sampler().unwrap();
+    let (mut g, at) = logits();
+    assert_eq!(sampler.trace(&mut g, at, "keep").unwrap(), at);
+    let (mut g, at) = logits();
+    contains(&sampler.trace(&mut g, at, "use-kept").unwrap_err().to_string(), &["handles must not be kept"]);
+
+    let vocab: Vec<Vec<u8>> = (0..40u8).map(|i| vec![i]).collect();
+    let open_error = |case: &str| plugin.matcher(case, &vocab).err().expect(case).to_string();
+    contains(&open_error("error:sampler.matcher.open"), &["sampler.matcher.open: no vocabulary for you"]);
+    contains(&open_error("open-spin"), &["sampler.matcher.open", "limit `epoch-ms` = 1000"]);
+    contains(&open_error("open-memory"), &["limit `memory`"]);
+    assert!(plugin.matcher("no-matcher", &vocab).unwrap().is_none());
+    let advance_error = |case: &str| {
+        let mut matcher = plugin.matcher(case, &vocab).unwrap().unwrap();
+        let error = matcher.advance(&[3, 5], &[vec![], vec![7]]).unwrap_err().to_string();
+        contains(&error, &["plugin `evil`, sampler.matcher.advance"]);
+        error
+    };
+    contains(&advance_error("spin"), &["limit `epoch-ms` = 1000"]);
+    contains(&advance_error("recurse"), &["limit `stack`"]);
+    contains(&advance_error("memory"), &["limit `memory`"]);
+    contains(&advance_error("error:sampler.matcher.advance"), &["no token for you"]);
+    contains(&advance_error("mask-count"), &["3 masks for 2 rows"]);
+    contains(&advance_error("mask-short"), &["a mask of 1 words; 40 tokens take 2"]);
+    contains(&advance_error("mask-long"), &["a mask of 3 words"]);
+    contains(&advance_error("mask-flood"), &["limit `"]);
+    let mut matcher = plugin.matcher("spin", &vocab).unwrap().unwrap();
+    assert!(matcher.advance(&[0], &[vec![]]).is_err());
+    contains(&matcher.advance(&[0], &[vec![]]).unwrap_err().to_string(), &["broke down earlier"]);
+    // An answer that makes no sense is no trap, and what makes sense comes through.
+    assert_eq!(plugin.matcher("all", &vocab).unwrap().unwrap().advance(&[9], &[vec![]]).unwrap(), [[u32::MAX, u32::MAX]]);
+    assert_eq!(plugin.matcher("good", &vocab).unwrap().unwrap().advance(&[9], &[vec![]]).unwrap(), [[0u32; 0]]);
+}
+
+/// A graph of logits of 40 tokens.
+fn logits() -> (Graph, NodeId) {
+    let mut g = Graph::default();
+    let logits = g.input("logits", Type::new(DType::F32, vec![Dim::symbol(SymbolId::SEQUENCES), Dim::fixed(40)])).unwrap();
+    (g, logits)
+}
+
+#[test]
 fn logs_are_filtered_and_cut() {
     let Some(bytes) = evil_bytes() else { return };
     let (sender, lines) = std::sync::mpsc::channel();
@@ -329,7 +380,7 @@ fn grants_open_what_limits_close() {
         text.contains("peft:evil") && text.contains("swift:tensor/graph@0.1.0") && text.contains("materialize-logits"),
         "{text}"
     );
-    assert_eq!(swift_plugin::inspect::json(&plugin)["items"].as_array().unwrap().len(), 5);
+    assert_eq!(swift_plugin::inspect::json(&plugin)["items"].as_array().unwrap().len(), 6);
 }
 
 /// A planned tuner, the model's graph, and its one linear site.

@@ -334,7 +334,7 @@ impl SentencePiece {
 }
 
 /// The byte of a piece such as `<0x0A>`.
-fn byte_of(piece: &str) -> Option<u8> {
+pub(super) fn byte_of(piece: &str) -> Option<u8> {
     let digits = piece.strip_prefix("<0x")?.strip_suffix('>')?;
     if digits.len() != 2 || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return None;
