@@ -27,7 +27,9 @@ use swift::plugin::decl::{Init, ParamDecl, ParamInfo, SiteInfo};
 use swift::plugin::env;
 use swift::plugin::sample_types::{Part, Sample, Turn};
 use swift::plugin::trace_host::{Batch, Session, Site, StepIo};
-use swift::tensor::graph::{AttnSpec, BinaryOp, Builder, Dim, DimOp, Dtype, MaskSpec, ReduceOp, RopeLayout, RopeSpec, UnaryOp, Value};
+use swift::tensor::graph::{
+    AttnSpec, BinaryOp, Builder, Dim, DimOp, Dtype, MaskSpec, ReduceOp, RopeLayout, RopeSpec, UnaryOp, Value,
+};
 use swift::tensor::lm_head::CeSpec;
 use swift::tensor::types::{Error, ErrorCode};
 
@@ -89,7 +91,12 @@ fn decl(name: &str, shape: &[u64]) -> ParamDecl {
 
 impl about::Guest for Evil {
     fn get() -> about::Info {
-        let item = |kind: &str| about::Item { kind: kind.into(), id: "evil".into(), summary: "misbehaves".into(), config_schema: String::new() };
+        let item = |kind: &str| about::Item {
+            kind: kind.into(),
+            id: "evil".into(),
+            summary: "misbehaves".into(),
+            config_schema: String::new(),
+        };
         about::Info {
             name: "evil\x1b[31m".into(),
             version: "0.1.0".into(),
@@ -412,7 +419,14 @@ impl dataset::Guest for Evil {
     fn map_rows(config: String, rows: Vec<String>) -> Result<Vec<Sample>, Error> {
         misbehave(&config, "dataset.map-rows");
         let turn = |text: &str| Turn { role: "user".into(), parts: vec![Part::Text(text.into())], train: true, weight: 1.0 };
-        let sample = |id, text: &str| Sample { id, turns: vec![turn(text)], chosen: vec![], rejected: vec![], label: None, extra: String::new() };
+        let sample = |id, text: &str| Sample {
+            id,
+            turns: vec![turn(text)],
+            chosen: vec![],
+            rejected: vec![],
+            label: None,
+            extra: String::new(),
+        };
         let mut samples: Vec<Sample> = rows.iter().enumerate().map(|(i, r)| sample(i as u64, r)).collect();
         match config.as_str() {
             "error:dataset.map-rows" => return Err(error("row 0 is no JSON")),
