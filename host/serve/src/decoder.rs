@@ -6,7 +6,7 @@ use swift_plugin::Mode;
 use swift_runtime::{Device, Elements, HostTensor, Inputs, Precision, Profile, Store, Tenant};
 
 use crate::pages::PAGE;
-use crate::{AdaptedModel, Program, Result};
+use crate::{AdaptedModel, Program, Result, ServeError};
 
 /// Tokens of one run, packed: those of a sequence stand together, in the order of their positions.
 #[derive(Clone, Debug, Default)]

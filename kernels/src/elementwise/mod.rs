@@ -390,7 +390,7 @@ impl Run<'_> {
 /// `x[i] = op(x[i])` on the calling thread, for kernels that do it while `x` is in cache.
 pub(crate) fn apply(isa: Isa, op: Unary, x: &mut [f32]) {
     // SAFETY: both are the same slice; the pool of the caller vouches for the instruction set.
-    unsafe { unary(isa, op, x.as_ptr(), x.as_mut_ptr(), x.len()) };
+    unsafe { unary(isa, op, false, x.as_ptr(), x.as_mut_ptr(), x.len()) };
 }
 
 /// # Safety

@@ -24,7 +24,7 @@ impl Bench {
         let lab = Lab::default();
         let mut loaded = lab.open(&workspace().join("host/cli/assets/swift-tiny.gguf"), None);
         let tokenizer = text_of(loaded.model.checkpoint()).unwrap().tokenizer;
-        let options = EngineOptions { slots: 8, capacity: 200, chunk: 64, batching: Batching::Throughput };
+        let options = EngineOptions { chunk: 64, batching: Batching::Throughput, ..EngineOptions::new(8, 200) };
         let Loaded { model, store } = &mut loaded;
         let engine = Engine::new(model, &lab.device, store, options, Some(Arc::clone(&tokenizer))).unwrap();
         Bench { lab, loaded, engine }

@@ -66,7 +66,7 @@ fn version_2_is_read_as_version_3_is() {
     bytes[4..8].copy_from_slice(&2u32.to_le_bytes());
     let path = dir.path().join("old.gguf");
     std::fs::write(&path, &bytes).unwrap();
-    let (old, new) = (Gguf::open(&path).unwrap(), Gguf::open(golden("gguf").join("stablelm.gguf")).unwrap());
+    let (old, new) = (Gguf::open(&path).unwrap(), Gguf::open(&golden("gguf").join("stablelm.gguf")).unwrap());
     assert_eq!(old.tensors().len(), new.tensors().len());
     assert!(old.tensors().iter().all(|t| old.bytes(t) == new.bytes(new.tensor(&t.name).unwrap())));
     let lab = Lab::new(1);

@@ -283,6 +283,13 @@ impl TensorInfo {
     /// One of which only the name matters.
     #[cfg(test)]
     fn named(name: &str) -> TensorInfo {
-        TensorInfo { name: name.into(), dims: vec![1], kind: crate::Format::F32.into(), part: 0, start: 0, len: 4 }
+        TensorInfo {
+            name: name.into(),
+            dims: vec![1],
+            kind: GgmlType::of(crate::Format::F32).unwrap(),
+            part: 0,
+            start: 0,
+            len: 4,
+        }
     }
 }
