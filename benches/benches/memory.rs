@@ -128,7 +128,7 @@ impl Bench {
             segment_reduce(pool, Reduce::Sum, rows, COLS, x, &segments, count, black_box(&mut out[..count * COLS]));
         });
         let mut best = vec![0; rows * 8];
-        self.case("top-k (8)", 1, || topk::top_k(pool, rows, COLS, 8, &x, black_box(&mut best)));
+        self.case("top-k (8)", 1, || topk::top_k(pool, rows, COLS, 8, x, black_box(&mut best)));
     }
 }
 

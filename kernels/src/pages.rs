@@ -18,7 +18,7 @@ pub fn prefer_huge<T>(data: &mut [T]) {
 fn advise(start: usize, bytes: usize) {
     use std::ffi::{c_int, c_void};
 
-    // Of the C library that `std` is linked with.
+    // SAFETY: `madvise` of the C library that `std` is linked with, as POSIX declares it.
     unsafe extern "C" {
         fn madvise(start: *mut c_void, bytes: usize, advice: c_int) -> c_int;
     }

@@ -81,6 +81,13 @@ impl ChatTemplate {
         });
         environment.add_filter("tojson", to_json);
         environment.add_test("iterable", is_iterable);
+        environment.add_filter("trim", |value: JinjaValue, chars: Option<String>| {
+            let text = python_text(&value).unwrap_or_else(|| value.to_string());
+            match chars {
+                Some(chars) => text.trim_matches(|char| chars.contains(char)).to_owned(),
+                None => text.trim().to_owned(),
+            }
+        });
         environment.add_filter("string", |value: JinjaValue| python_text(&value).unwrap_or_else(|| value.to_string()));
         environment.set_formatter(|out, state, value| match python_text(value) {
             Some(text) => Ok(out.write_str(&text)?),

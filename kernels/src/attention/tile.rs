@@ -156,7 +156,7 @@ pub(super) fn transpose(isa: Isa, from: &[f32], count: usize, stride: usize, dim
 /// Distance of rows of `width` floats in scratch: an odd number of cache lines, unless a part of a product
 /// is the whole row, so that the rows of a part are spread over all sets of the first-level cache.
 pub(super) fn pitch(width: usize) -> usize {
-    if width <= 64 { width } else { (width / PAD | 1) * PAD }
+    if width <= 64 { width } else { ((width / PAD) | 1) * PAD }
 }
 
 /// `count` rows of `dim` that are `stride` apart as the right operand of a product, and their distance:

@@ -344,6 +344,7 @@ impl Values for Nf4 {
     /// The finished weight of every nibble.
     type Scales = __m512;
 
+    // SAFETY: as the trait asks of the caller.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,f16c")]
     unsafe fn scales(src: *const u8) -> __m512 {

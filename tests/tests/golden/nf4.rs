@@ -102,7 +102,8 @@ fn a_base_rounded_on_loading_is_the_base_that_bitsandbytes_stores() {
     let rounded = |double| lab.open_rounded(floats.path(), Quantization { double }, None).logits(&lab, &PROMPT);
     assert_eq!(rounded(false), logits);
     let off = max_difference(&plain, &logits);
-    assert!(off > 1e-3 && off < 1.0, "rounding moves logits by {off}");
+    let largest = plain.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
+    assert!(off > 1e-3 && off < 0.5 * largest, "rounding moves logits of up to {largest} by {off}");
     let off = max_difference(&rounded(true), &logits);
     assert!(off > 0.0 && off < 0.05, "rounding the scales too moves logits by {off}");
 }

@@ -1,3 +1,5 @@
+//! Products of all operands, sizes and instruction sets against sums in f64.
+
 mod fused;
 mod grouped;
 
