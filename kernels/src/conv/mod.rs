@@ -1,6 +1,6 @@
 //! Convolutions over images and over sequences (images of height one): forward, and the gradients of both operands.
 //!
-//! Each is a matrix product per image and group, with the image unfolded ([`unfold`]) into one row for each weight of a filter:
+//! Each is a matrix product per image and group, with the image unfolded (`unfold`) into one row for each weight of a filter:
 //!
 //! ```text
 //! forward    y[o, p]  = w[o, q] unfolded[q, p]           q = (channel, row, column) of a weight, p = place in the output
@@ -9,7 +9,7 @@
 //! ```
 //!
 //! The unfolded image is made while the product packs it and never exists whole; its gradient does, for as many channels at a time
-//! as fit [`FOLDED`] values. Filters of one value need no unfolding. Tensors are `[batch, channels, height, width]` and weights
+//! as fit `FOLDED` values. Filters of one value need no unfolding. Tensors are `[batch, channels, height, width]` and weights
 //! `[out, in / groups, height, width]`, as in PyTorch; what is padded is zero.
 //!
 //! All outputs are overwritten. Error is that of [`crate::gemm`] over the values that an element sums; results are bitwise the same

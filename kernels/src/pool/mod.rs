@@ -9,7 +9,7 @@
 //!
 //! Pools and processes that share a machine do not know of each other and need not: a thread
 //! that notices while it looks that another one ran on its core stops looking and sleeps (see
-//! [`patience`]), and what a worker that lost its core does not take, its caller does. Each gets
+//! `patience`), and what a worker that lost its core does not take, its caller does. Each gets
 //! its share of the cores; nobody burns another's.
 //!
 //! All coordination goes through one word, `state`:
