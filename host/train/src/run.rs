@@ -110,7 +110,10 @@ impl Run {
             Some((slots, capacity)) => Some(Generator::new(&mut model, device, &mut store, slots, capacity)?),
             None => None,
         };
-        // Frozen weights are mapped and not touched yet; what the store owns is counted apart.
+        // What is mapped of the weights is planned, not measured: pages that preparation read, for the norms of DoRA say, leave this
+        // process's memory until training reads them. What the store owns is counted apart.
+        let checkpoint = model.checkpoint();
+        checkpoint.names().iter().for_each(|name| checkpoint.release(name));
         let held = store.bytes();
         let fixed_bytes = memory::resident_bytes().unwrap_or(0).saturating_sub((held.owned + held.states) as u64);
         let mut run = Run {
