@@ -22,6 +22,9 @@ pub trait Device: Send + Sync {
     /// An empty store of weights and states in the device's memory.
     fn store(&self) -> Store;
 
+    /// Bytes that kernels keep for their work besides the arena; an estimate.
+    fn working_bytes(&self) -> usize;
+
     /// Bytes of the arena, which all executables of the device share, as large as the largest run so far needed.
     fn arena_bytes(&self) -> usize;
 }

@@ -5,7 +5,8 @@ use serde::Serialize;
 /// Bytes of a run by what holds them. The sum is the planned peak.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct MemoryPlan {
-    /// Resident before weights were touched: the program, plugins, tokenizer and tokenized data. Measured, not planned.
+    /// Resident before weights were touched: the program, plugins, tokenizer and tokenized data, measured, not planned. And what kernels
+    /// will keep for their work.
     pub fixed: u64,
     /// Base weights in their stored format.
     pub weights: u64,

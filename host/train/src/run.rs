@@ -115,7 +115,8 @@ impl Run {
         let checkpoint = model.checkpoint();
         checkpoint.names().iter().for_each(|name| checkpoint.release(name));
         let held = store.bytes();
-        let fixed_bytes = memory::resident_bytes().unwrap_or(0).saturating_sub((held.owned + held.states) as u64);
+        let resident = memory::resident_bytes().unwrap_or(0).saturating_sub((held.owned + held.states) as u64);
+        let fixed_bytes = resident + device.working_bytes() as u64;
         let mut run = Run {
             config,
             model,

@@ -43,6 +43,7 @@ pub use fused::{Addend, Factor, Fused, Output, gemm_fused};
 pub use grouped::{Member, gemm_grouped};
 pub use operand::{MatRef, Operand};
 pub use packed::Packed;
+pub use scratch::SCRATCH_BYTES;
 
 use blocked::{Sizes, blocked};
 use kernel::Epilogue;

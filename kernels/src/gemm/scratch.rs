@@ -39,6 +39,10 @@ impl Aligned {
     }
 }
 
+/// About what the buffers of a thread come to while a model trains: a strip of packed panels, a part of attention's gradients, rows on
+/// their way. For plans of memory; nothing is limited by it.
+pub const SCRATCH_BYTES: usize = 2 << 20;
+
 thread_local! {
     /// Buffers not in use; a nested product takes another, so at most two or three exist.
     static FREE: Cell<Vec<Aligned>> = const { Cell::new(Vec::new()) };

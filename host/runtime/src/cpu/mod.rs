@@ -36,6 +36,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use swift_graph::Op;
 use swift_graph::plan::Plan;
 use swift_kernels::ceiling::Ceilings;
+use swift_kernels::gemm::SCRATCH_BYTES;
 use swift_kernels::isa::Isa;
 use swift_kernels::pool::Pool;
 
@@ -121,6 +122,10 @@ impl Device for CpuDevice {
 
     fn store(&self) -> Store {
         Store::new()
+    }
+
+    fn working_bytes(&self) -> usize {
+        self.shared.pool.threads() * SCRATCH_BYTES
     }
 
     fn arena_bytes(&self) -> usize {
