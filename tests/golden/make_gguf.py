@@ -36,6 +36,19 @@ def mend_baichuan(cls):
             yield from base(self, data, name, bid)
     cls.modify_tensors = modify_tensors
 
+def mend_stablelm(cls):
+    """The converter stacks the norms of heads in a generator that it does not run through."""
+    own = cls.modify_tensors
+    def modify_tensors(self, data, name, bid):
+        made = own(self, data, name, bid)
+        while True:
+            try:
+                yield next(made)
+            except StopIteration as end:
+                yield from end.value or ()
+                return
+    cls.modify_tensors = modify_tensors
+
 out.mkdir(parents=True, exist_ok=True)
 for folder in sorted(families.iterdir()):
     if len(sys.argv) > 4 and folder.name not in sys.argv[4:] or not (folder / "config.json").exists():
@@ -47,6 +60,8 @@ for folder in sorted(families.iterdir()):
         patch(cls)
         if cls.__name__ == "BaichuanModel":
             mend_baichuan(cls)
+        if cls.__name__ == "StableLMModel":
+            mend_stablelm(cls)
         hparams |= OLD_NAMES.get(hparams["model_type"], lambda h: {})(hparams)
         model = cls(folder, gguf.LlamaFileType.ALL_F32, out / f"{folder.name}.gguf", eager=True, model_name=folder.name, hparams=hparams)
         model.write()

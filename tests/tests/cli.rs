@@ -240,6 +240,29 @@ fn exported_models_answer_like_the_adapter() {
 }
 
 #[test]
+fn logits_are_written_for_every_family() {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(golden("families")).unwrap() {
+        let folder = entry.unwrap().path();
+        let prompt = &json(folder.join("golden.json"))[0];
+        let ids: Vec<String> = swift_tests::tokens(&prompt["ids"]).iter().map(ToString::to_string).collect();
+        let line = format!("logits --model {} --tokens {} --out out.safetensors", folder.display(), ids.join(","));
+        if prompt["output"] != "logits" {
+            swift_host(dir.path(), &line).refused(&["no vocabulary", "hidden states"]);
+            continue;
+        }
+        swift_host(dir.path(), &line).ok();
+        let file = swift_formats::SafetensorsFile::open(&dir.path().join("out.safetensors")).unwrap();
+        let view = file.tensor("logits").unwrap();
+        let want: Vec<f32> =
+            prompt["values"].as_array().unwrap().iter().flat_map(swift_tests::numbers).map(|x| x as f32).collect();
+        assert_eq!(view.shape, [ids.len(), want.len() / ids.len()]);
+        let off = swift_tests::max_difference(&view.to_f32().unwrap(), &want);
+        assert!(off < 2e-4, "{}: {off}", folder.display());
+    }
+}
+
+#[test]
 fn kernels_can_be_forced() {
     let dir = tempfile::tempdir().unwrap();
     let folder = golden("families/llama");

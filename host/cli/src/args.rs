@@ -2,12 +2,14 @@
 
 mod generation;
 mod quantization;
+mod refused;
 mod sampler;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub(crate) use generation::{
     BenchArgs, BenchCommand, BenchKernelsArgs, ComputeArgs, EmbedArgs, InferArgs, ModelArgs, PerplexityArgs,
@@ -328,8 +330,36 @@ pub(crate) struct ExportArgs {
     pub(crate) exist_ok: bool,
 }
 
+/// Reads a command line. A number may be negative wherever one is taken, so that one out of range is refused by what reads it and not
+/// as a flag of that name; and flags of ms-swift that this program cannot have are refused with the reason.
+///
+/// # Errors
+/// When the line is not understood; also for `--help` and `--version`, which clap answers that way.
+pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let mut command = negative_numbers(Cli::command());
+    let matches = command.try_get_matches_from_mut(normalise(args)).map_err(|error| {
+        let unknown = match error.get(ContextKind::InvalidArg) {
+            Some(ContextValue::String(flag)) if error.kind() == ErrorKind::UnknownArgument => flag.clone(),
+            _ => return error,
+        };
+        match refused::reason(unknown.trim_start_matches('-')) {
+            Some(reason) => command.error(ErrorKind::UnknownArgument, format!("`{unknown}`: {reason}")),
+            None => error,
+        }
+    })?;
+    Cli::from_arg_matches(&matches)
+}
+
+fn negative_numbers(command: clap::Command) -> clap::Command {
+    let takes_one = |arg: clap::Arg| match arg.get_action().takes_values() {
+        true => arg.allow_negative_numbers(true),
+        false => arg,
+    };
+    command.mut_args(takes_one).mut_subcommands(negative_numbers)
+}
+
 /// Spells flags with underscores, so that `--lora-rank 8`, `--lora_rank 8` and `--lora-rank=8` are one flag.
-pub(crate) fn normalise(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+fn normalise(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut literal = false;
     let spell = |arg: OsString| {
         literal |= arg == "--";
@@ -347,15 +377,38 @@ pub(crate) fn normalise(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
-        Cli::try_parse_from(normalise(std::iter::once("swift-host").chain(line.split(' ')).map(OsString::from)))
+        super::parse(std::iter::once("swift-host").chain(line.split(' ')).map(OsString::from))
     }
 
     #[test]
     fn the_definition_is_sound() {
-        Cli::command().debug_assert();
+        negative_numbers(Cli::command()).debug_assert();
+    }
+
+    #[test]
+    fn negative_numbers_are_values() {
+        let line = "infer --temperature -1 --presence_penalty -0.5 --top_p -1e-3";
+        let Command::Infer(args) = parse(line).unwrap().command else { panic!("not infer") };
+        assert_eq!((args.temperature, args.presence_penalty, args.top_p), (Some(-1.0), Some(-0.5), Some(-1e-3)));
+        // What can only be a count says so itself.
+        let message = parse("infer --top_k -1").unwrap_err().to_string();
+        assert!(message.contains("'-1'") && message.contains("--top_k"), "{message}");
+        assert!(parse("infer -5").is_err());
+    }
+
+    #[test]
+    fn flags_that_cannot_be_had_say_why() {
+        for (line, word) in [
+            ("infer --vllm_max_model_len 4096", "engine of its own"),
+            ("infer --infer-backend vllm", "engine of its own"),
+            ("sft --attn_impl flash_attn", "one implementation"),
+            ("infer --num_beams 4", "beam search"),
+        ] {
+            let message = parse(line).unwrap_err().to_string();
+            assert!(message.contains(word), "{line}: {message}");
+        }
     }
 
     #[test]

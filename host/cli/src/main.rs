@@ -20,13 +20,11 @@ mod settings;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 use args::{Cli, Command};
 use environment::Environment;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse_from(args::normalise(std::env::args_os()));
+    let cli = args::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
     match dispatch(&cli) {
         Ok(code) => code,
         Err(error) => {

@@ -81,8 +81,8 @@ pub struct EngineOptions {
 }
 
 impl EngineOptions {
-    /// Prompt tokens that are run at once unless said otherwise.
-    pub const CHUNK: usize = 512;
+    /// Prompt tokens that are run at once unless said otherwise. More make a prompt no faster, and activations take room for each.
+    pub const CHUNK: usize = 256;
 
     /// Exact arithmetic, a cache in f32, shared beginnings.
     pub fn new(slots: usize, capacity: usize) -> EngineOptions {

@@ -101,22 +101,7 @@ pub(crate) struct Data {
 /// Loads, maps, splits and tokenizes.
 pub(crate) fn load(config: &TrainConfig, text: &Text, plugins: &dyn Plugins, paired: bool) -> Result<Data> {
     let mut used = Vec::new();
-    let (mut train, mut eval) = (Vec::new(), Vec::new());
-    for name in &config.dataset {
-        let (rows, held_out) = samples(config, name, plugins, paired, &mut used)?;
-        train.extend(rows);
-        eval.extend(held_out);
-    }
-    if !config.val_dataset.is_empty() {
-        eval.clear();
-        for name in &config.val_dataset {
-            eval.extend(samples(config, name, plugins, paired, &mut used)?.0);
-        }
-    } else if eval.is_empty() && config.split_dataset_ratio > 0.0 {
-        let (keep, held) = swift_data::split_held_out(train.len(), config.split_dataset_ratio, config.data_seed)?;
-        eval = held.iter().map(|&i| train[i].clone()).collect();
-        train = keep.iter().map(|&i| train[i].clone()).collect();
-    }
+    let (train, mut eval) = split(config, plugins, paired, &mut used)?;
     if let Some(limit) = config.eval_limit {
         eval.truncate(limit);
     }
@@ -141,6 +126,40 @@ pub(crate) fn load(config: &TrainConfig, text: &Text, plugins: &dyn Plugins, pai
         )));
     }
     Ok(Data { train, eval, probes, question, dropped, plugins: used })
+}
+
+/// Rows to train on, and rows held out.
+fn split(
+    config: &TrainConfig,
+    plugins: &dyn Plugins,
+    paired: bool,
+    used: &mut Vec<Plugin>,
+) -> Result<(Vec<Sample>, Vec<Sample>)> {
+    let (mut train, mut eval) = (Vec::new(), Vec::new());
+    for name in &config.dataset {
+        let (rows, held_out) = samples(config, name, plugins, paired, used)?;
+        train.extend(rows);
+        eval.extend(held_out);
+    }
+    if !config.val_dataset.is_empty() {
+        eval.clear();
+        for name in &config.val_dataset {
+            eval.extend(samples(config, name, plugins, paired, used)?.0);
+        }
+    } else if eval.is_empty() && config.split_dataset_ratio > 0.0 {
+        let (keep, held) = swift_data::split_held_out(train.len(), config.split_dataset_ratio, config.data_seed)?;
+        eval = held.iter().map(|&i| train[i].clone()).collect();
+        train = keep.iter().map(|&i| train[i].clone()).collect();
+    }
+    Ok((train, eval))
+}
+
+/// The conversations that a run of this configuration holds out, all of them.
+///
+/// # Errors
+/// When a dataset cannot be read.
+pub fn held_out(config: &TrainConfig, plugins: &dyn Plugins) -> Result<Vec<Sample>> {
+    Ok(split(config, plugins, false, &mut Vec::new())?.1)
 }
 
 /// Rows of one dataset, and held-out rows where the dataset makes them itself.

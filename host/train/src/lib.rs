@@ -18,7 +18,7 @@ mod schedule;
 mod trainer;
 
 pub use config::{Strategy, TrainConfig};
-pub use dataset::{Plugins, Probe, Text, read_dataset, text_of, train_tokenizer};
+pub use dataset::{Plugins, Probe, Text, held_out, read_dataset, text_of, train_tokenizer};
 pub use error::{Result, TrainError};
 pub use evaluate::{Accuracy, answer};
 pub use memory::{MemoryPlan, resident_bytes, resident_peak_bytes};

@@ -1,5 +1,7 @@
 //! `infer --val_dataset`, `perplexity`, `embed` and `bench`.
 
+use std::path::Path;
+
 use serde_json::Value;
 use swift_tests::{rows, swift_host};
 
@@ -38,7 +40,24 @@ fn datasets_are_answered_into_a_file_of_ms_swifts_shape() {
 #[test]
 fn flags_of_generation_are_checked() {
     let dir = tempfile::tempdir().unwrap();
-    let cases: [(&str, &[&str]); 8] = [
+    let cases: [(&str, &[&str]); 22] = [
+        // Numbers out of range are that, and no flags.
+        ("infer --model swift-tiny --prompt hi --temperature -1", &["`temperature` is -1", "at least 0"]),
+        ("infer --model swift-tiny --prompt hi --temperature 1 --min_p -0.1", &["`min_p` is -0.1"]),
+        ("infer --model swift-tiny --prompt hi --repetition_penalty -2", &["`repetition_penalty` is -2"]),
+        ("infer --model swift-tiny --prompt hi --max_new_tokens -4", &["--max_new_tokens", "-4"]),
+        // Flags of ms-swift that cannot be had.
+        ("infer --model swift-tiny --infer_backend vllm", &["--infer_backend", "engine of its own"]),
+        ("infer --model swift-tiny --vllm_gpu_memory_utilization 0.9", &["--vllm_gpu_memory_utilization", "--max_batch_size"]),
+        ("infer --model swift-tiny --attn_impl flash_attn", &["--attn_impl", "one implementation"]),
+        ("infer --model swift-tiny --num_beams 4", &["--num_beams", "beam search"]),
+        ("infer --model swift-tiny --reranker_use_activation true", &["rerankers"]),
+        ("infer --model swift-tiny --load_args true", &["args.json"]),
+        // Flags without effect or with a value that is not known.
+        ("infer --model swift-tiny --prompt hi --merge_lora true", &["--merge_lora", "--adapters"]),
+        ("infer --model swift-tiny --load_data_args true", &["--load_data_args", "--adapters"]),
+        ("infer --model swift-tiny --prompt hi --template qwen2_5", &["--template", "chatml"]),
+        ("infer --model swift-tiny --prompt hi --truncation_strategy middle", &["middle", "left"]),
         ("infer --model swift-tiny --prompt hi --top_p 0.5", &["--top_p", "no effect", "--temperature"]),
         ("infer --model swift-tiny --prompt hi --temperature 1 --top_p 1.5", &["top_p", "1.5"]),
         ("infer --model swift-tiny --prompt hi --max_length 100000", &["--max_length"]),
@@ -51,6 +70,76 @@ fn flags_of_generation_are_checked() {
     for (line, words) in cases {
         swift_host(dir.path(), line).refused(words);
     }
+}
+
+/// Answers of a dataset, line by line.
+fn answers(dir: &Path, flags: &str) -> (Vec<Value>, swift_tests::Ran) {
+    let ran = swift_host(dir, &format!("infer --max_new_tokens 4 --result_path answers.jsonl {flags}")).ok();
+    let text = std::fs::read_to_string(dir.join("answers.jsonl")).unwrap();
+    (text.lines().map(|line| serde_json::from_str(line).unwrap()).collect(), ran)
+}
+
+#[test]
+fn long_prompts_are_cut_or_left_out_as_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let long = "number ".repeat(60);
+    let row = |text: &str| format!("{}\n", serde_json::json!({ "query": text, "response": "7" }));
+    std::fs::write(dir.path().join("rows.jsonl"), row("one") + &row(&long) + &row("two")).unwrap();
+    let line = "--model swift-tiny --val_dataset rows.jsonl --max_length 48";
+    let refused = swift_host(dir.path(), &format!("infer {line} --result_path answers.jsonl"));
+    refused.refused(&["row 2", "the context holds 48", "--truncation_strategy"]);
+    let (left, _) = answers(dir.path(), &format!("{line} --truncation_strategy left"));
+    assert_eq!(left.len(), 3);
+    assert_eq!(left[1]["messages"][0]["content"].as_str().unwrap(), long);
+    let (kept, ran) = answers(dir.path(), &format!("{line} --truncation_strategy delete --metric acc"));
+    assert_eq!(kept.iter().map(|a| a["messages"][0]["content"].as_str().unwrap()).collect::<Vec<_>>(), ["one", "two"]);
+    assert!(ran.stderr.contains("1 rows were left out"), "{}", ran.stderr);
+    let share: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(share["rows"], 2);
+    let right = kept.iter().filter(|a| a["response"].as_str().unwrap().trim() == "7").count();
+    assert_eq!(share["acc"].as_f64().unwrap(), right as f64 / 2.0);
+}
+
+#[test]
+fn an_adapters_run_is_taken_up() {
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 10);
+    let sft = "sft --model swift-tiny --dataset rows.jsonl --split_dataset_ratio 0.3 --max_steps 2 --learning_rate 1e-2 \
+               --gradient_accumulation_steps 1 --output_dir out --system Count.";
+    let adapter = format!("{}/checkpoint-2", swift_host(dir.path(), sft).ok().stdout.trim_end());
+    // The rows that it held out, in order.
+    let (held, _) = answers(dir.path(), &format!("--adapters {adapter} --load_data_args true"));
+    let asked: Vec<Value> = std::fs::read_to_string(dir.path().join("rows.jsonl"))
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["messages"][0].clone())
+        .collect();
+    assert_eq!(held.len(), 3);
+    let mut places = held.iter().map(|a| asked.iter().position(|m| *m == a["messages"][0]).expect("a row of the dataset"));
+    assert!(places.clone().is_sorted() && places.all(|at| at < 10));
+    // Its system prompt is the default, and another wins.
+    let ask = |flags: &str| swift_host(dir.path(), &format!("infer --prompt Hello --max_new_tokens 8 {flags}")).ok().stdout;
+    let trained = ask(&format!("--adapters {adapter} --precision exact"));
+    assert_eq!(ask(&format!("--adapters {adapter} --precision exact --system Count.")), trained);
+    // Merged, it answers alike.
+    assert_eq!(ask(&format!("--adapters {adapter} --precision exact --merge_lora true")), trained);
+}
+
+#[test]
+fn templates_can_be_changed_and_told_things() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(
+        dir.path().join("mine.jinja"),
+        "{% for m in messages %}{{ m.content }}{% endfor %}{% if enable_thinking is defined and not enable_thinking %} no{% endif %}",
+    )
+    .unwrap();
+    let ask = |flags: &str| swift_host(dir.path(), &format!("infer --model swift-tiny --max_new_tokens 8 {flags}")).ok().stdout;
+    let plain = ask("--use_chat_template false --prompt Hello");
+    assert_eq!(ask("--template mine.jinja --prompt Hello"), plain);
+    assert_eq!(ask("--template mine.jinja --prompt Hello --enable_thinking true"), plain);
+    std::fs::write(dir.path().join("no.jinja"), "{% for m in messages %}{{ m.content }}{% endfor %} no").unwrap();
+    assert_eq!(ask("--template mine.jinja --prompt Hello --enable_thinking false"), ask("--template no.jinja --prompt Hello"));
+    swift_host(dir.path(), "infer --model swift-tiny --template none.jinja --prompt hi").refused(&["none.jinja"]);
 }
 
 #[test]

@@ -56,6 +56,16 @@ families! {
     gpt2: "gpt2";
     phi3_longrope: "phi3-longrope";
     bert: "bert";
+    deepseek_v2_lite: "deepseek-v2-lite";
+    deepseek_v3_groups: "deepseek-v3-groups";
+    gemma: "gemma";
+    gemma2: "gemma2";
+    gpt_neox_serial: "gpt-neox-serial";
+    llama_linear_rope: "llama-linear-rope";
+    llama_yarn: "llama-yarn";
+    phi4_mini: "phi4-mini";
+    qwen3: "qwen3";
+    stablelm_parallel: "stablelm-parallel";
 }
 
 /// Version 2 differs in nothing but the number in the header.

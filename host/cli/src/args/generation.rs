@@ -87,6 +87,9 @@ impl From<CacheArg> for CacheType {
 pub(crate) struct InferArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    /// Merge the adapter into the weights first, which are f32 then [default: false].
+    #[arg(long, help_heading = "Model", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) merge_lora: Option<bool>,
 
     /// Answer this one question. Without it and without `--val_dataset`, a chat starts if standard input is a terminal, and is read
     /// as the question if not.
@@ -98,15 +101,28 @@ pub(crate) struct InferArgs {
     /// Dataset plugin that maps rows [default: by the rows' keys].
     #[arg(long, help_heading = "Input", value_name = "PLUGIN")]
     pub(crate) dataset_plugin: Option<String>,
-    /// System prompt, or a .txt file with it.
+    /// System prompt, or a .txt file with it [default: that of the adapter's run].
     #[arg(long, help_heading = "Input")]
     pub(crate) system: Option<String>,
-    /// Use the model's chat template; otherwise it continues plain text [default: true].
+    /// Answer the rows that the adapter's run held out, by its `args.json` [default: false].
+    #[arg(long, help_heading = "Input", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) load_data_args: Option<bool>,
+    /// Use the model's chat template; otherwise it continues plain text [default: as the adapter was trained, else true].
     #[arg(long, help_heading = "Input", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) use_chat_template: Option<bool>,
+    /// Another chat template: `chatml`, or a file that ends in .jinja [default: the model's].
+    #[arg(long, help_heading = "Input", value_name = "TEMPLATE")]
+    pub(crate) template: Option<String>,
+    /// What templates of thinking models are told [default: nothing].
+    #[arg(long, help_heading = "Input", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) enable_thinking: Option<bool>,
     /// Tokens of prompt and answer together at most [default: the model's context].
     #[arg(long, help_heading = "Input", value_name = "N")]
     pub(crate) max_length: Option<usize>,
+    /// What happens to prompts that leave no room: `left` and `right` keep their end or beginning, `delete` leaves rows of a dataset out
+    /// [default: an error].
+    #[arg(long, help_heading = "Input", value_name = "NAME")]
+    pub(crate) truncation_strategy: Option<String>,
 
     /// New tokens at most [default: what the context leaves].
     #[arg(long, help_heading = "Generation", value_name = "N")]
@@ -127,10 +143,10 @@ pub(crate) struct InferArgs {
     #[arg(long, help_heading = "Generation", value_name = "X")]
     pub(crate) repetition_penalty: Option<f32>,
     /// Taken off the logits of tokens that the answer already has [default: 0].
-    #[arg(long, help_heading = "Generation", value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, help_heading = "Generation", value_name = "X")]
     pub(crate) presence_penalty: Option<f32>,
     /// Taken off the logits for each time that the answer has the token [default: 0].
-    #[arg(long, help_heading = "Generation", value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, help_heading = "Generation", value_name = "X")]
     pub(crate) frequency_penalty: Option<f32>,
     /// Sampler plugin, with its configuration as `NAME:key=value,...` or `NAME:JSON`: `typical`, `eta`, `regex`, `json`, or a path. May be
     /// repeated.
@@ -149,7 +165,7 @@ pub(crate) struct InferArgs {
     pub(crate) stream: Option<bool>,
 
     /// Rows answered at once; -1 for as many as 64 [default: 1].
-    #[arg(long, help_heading = "Datasets", value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, help_heading = "Datasets", value_name = "N")]
     pub(crate) max_batch_size: Option<i64>,
     /// File to write [default: infer_result/TIME.jsonl in the adapter's, else the model's folder].
     #[arg(long, help_heading = "Datasets", value_name = "FILE")]
@@ -157,6 +173,9 @@ pub(crate) struct InferArgs {
     /// Rows between writes [default: 1000].
     #[arg(long, help_heading = "Datasets", value_name = "N")]
     pub(crate) write_batch_size: Option<usize>,
+    /// Judge the answers by the rows' own: `acc`, the share that is equal but for white space around it.
+    #[arg(long, help_heading = "Datasets", value_name = "NAME")]
+    pub(crate) metric: Option<String>,
     /// Record log-probabilities of the answers' tokens.
     #[arg(long, help_heading = "Datasets", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) logprobs: Option<bool>,

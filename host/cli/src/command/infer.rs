@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow, bail};
-use serde_json::{Value, json};
-use swift_data::{Encoder, Turn};
+use serde_json::{Map, Value, json};
+use swift_data::{CHATML, ChatTemplate, Encoder, Turn};
 use swift_formats::{Generation, read_json};
 use swift_plugin::Plugin;
 use swift_runtime::{Device, Store};
@@ -135,6 +135,9 @@ pub(crate) struct Session {
     sampler_ids: Vec<SamplerId>,
     max_new_tokens: Option<usize>,
     use_chat_template: bool,
+    /// Variables of the template.
+    variables: Map<String, Value>,
+    truncation: Option<Truncation>,
     compute: ComputeArgs,
     /// System prompt.
     pub(crate) system: Option<String>,
@@ -142,11 +145,46 @@ pub(crate) struct Session {
     context: usize,
 }
 
+/// What happens to prompts that leave no room for an answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Truncation {
+    Delete,
+    Left,
+    Right,
+}
+
+impl Truncation {
+    fn parse(name: &str) -> Result<Truncation> {
+        match name {
+            "delete" => Ok(Truncation::Delete),
+            "left" => Ok(Truncation::Left),
+            "right" => Ok(Truncation::Right),
+            other => bail!("`--truncation_strategy {other}`: known are delete, left and right"),
+        }
+    }
+}
+
+/// What the run that made an adapter recorded; nothing for folders of other software.
+pub(crate) fn recorded(args: &ModelArgs) -> Result<Value> {
+    let path = args.adapters.as_ref().map(|folder| folder.join("args.json"));
+    Ok(path.filter(|path| path.is_file()).map(|path| read_json(&path, MAX_CONFIG_BYTES)).transpose()?.unwrap_or(Value::Null))
+}
+
 impl Session {
     fn new(environment: &Environment, args: &InferArgs) -> Result<Session> {
         let device = environment.device()?;
-        let opened = open(environment, &*device, &args.model)?;
-        let text = text_of(opened.model.checkpoint())?;
+        let mut opened = open(environment, &*device, &args.model)?;
+        if args.merge_lora.unwrap_or(false) {
+            opened.model.merge(&*device, &mut opened.store)?;
+        }
+        let mut text = text_of(opened.model.checkpoint())?;
+        if let Some(template) = &args.template {
+            text.template = Some(ChatTemplate::new(&template_source(template)?, &text.tokenizer)?);
+        }
+        let recorded = recorded(&args.model)?;
+        let system = args.system.as_deref().map(system_prompt).transpose()?;
+        let mut variables = Map::new();
+        variables.extend(args.enable_thinking.map(|on| ("enable_thinking".to_string(), on.into())));
         let sampling = sampling(args, &opened.model.checkpoint().generation()?)?;
         let context = context_of(&opened.model);
         if args.max_length.is_some_and(|n| n < 2 || n > context) {
@@ -161,9 +199,11 @@ impl Session {
             samplers: samplers(environment, &args.sampler)?,
             sampler_ids: Vec::new(),
             max_new_tokens: args.max_new_tokens,
-            use_chat_template: args.use_chat_template.unwrap_or(true),
+            use_chat_template: args.use_chat_template.or(recorded["use_chat_template"].as_bool()).unwrap_or(true),
+            variables,
+            truncation: args.truncation_strategy.as_deref().map(Truncation::parse).transpose()?,
             compute: args.compute,
-            system: args.system.as_deref().map(system_prompt).transpose()?,
+            system: system.or(recorded["system"].as_str().map(str::to_string)),
             context: args.max_length.unwrap_or(context),
             opened,
             device,
@@ -177,16 +217,31 @@ impl Session {
         let template = if self.use_chat_template { self.text.template.as_ref() } else { None };
         let system = self.system.iter().filter(|_| turns.first().is_none_or(|t| t.role != "system"));
         let turns: Vec<Turn> = system.map(|s| Turn::new("system", s)).chain(turns.iter().cloned()).collect();
-        let ids = Encoder::new(&self.text.tokenizer, template).encode_prompt(&turns, tools)?;
+        let encoder = Encoder { variables: Some(&self.variables), ..Encoder::new(&self.text.tokenizer, template) };
+        let ids = encoder.encode_prompt(&turns, tools)?;
         Ok(ids.into_iter().map(|id| id as i32).collect())
     }
 
+    /// Whether rows whose prompt leaves no room are left out.
+    pub(crate) fn leaves_out(&self, prompt: &[i32]) -> bool {
+        self.truncation == Some(Truncation::Delete) && prompt.len() >= self.context
+    }
+
     /// A request of one answer.
-    pub(crate) fn request(&self, prompt: Vec<i32>) -> Result<Request> {
-        let room = self.context.saturating_sub(prompt.len());
-        if room == 0 {
-            bail!("the prompt has {} tokens, and the context holds {}", prompt.len(), self.context);
+    pub(crate) fn request(&self, mut prompt: Vec<i32>) -> Result<Request> {
+        if prompt.len() >= self.context {
+            let most = self.context.saturating_sub(self.max_new_tokens.unwrap_or(1)).max(1);
+            match self.truncation {
+                Some(Truncation::Left) => drop(prompt.drain(..prompt.len() - most)),
+                Some(Truncation::Right) => prompt.truncate(most),
+                Some(Truncation::Delete) | None => bail!(
+                    "the prompt has {} tokens, and the context holds {}\nhint: `--truncation_strategy left` keeps its end",
+                    prompt.len(),
+                    self.context
+                ),
+            }
         }
+        let room = self.context - prompt.len();
         let mut request = Request::new(prompt, self.max_new_tokens.unwrap_or(room).min(room));
         request.sampling = self.sampling.clone();
         (request.stop_tokens, request.stop_strings) = (self.stop_tokens.clone(), self.stop_words.clone());
@@ -263,6 +318,17 @@ fn sampling(args: &InferArgs, recommended: &Generation) -> Result<Sampling> {
     Ok(sampling)
 }
 
+/// The source of a chat template by its name or file.
+fn template_source(template: &str) -> Result<String> {
+    match Path::new(template).extension().is_some_and(|e| e == "jinja") {
+        true => std::fs::read_to_string(template).with_context(|| format!("cannot read `{template}`")),
+        false if template == "chatml" => Ok(CHATML.to_string()),
+        false => {
+            bail!("`--template {template}`: known are chatml and files that end in .jinja\nhint: the model's own is the default")
+        }
+    }
+}
+
 /// The text, or that of the .txt file which it names.
 pub(crate) fn system_prompt(system: &str) -> Result<String> {
     let path = Path::new(system);
@@ -275,7 +341,17 @@ pub(crate) fn system_prompt(system: &str) -> Result<String> {
 
 /// Answers.
 pub(crate) fn infer(environment: &Environment, args: &InferArgs) -> Result<ExitCode> {
-    if !args.val_dataset.is_empty() {
+    let from_run = args.load_data_args.unwrap_or(false);
+    let idle = [
+        ("merge_lora", args.merge_lora == Some(true) && args.model.adapters.is_none(), "`--adapters`"),
+        ("load_data_args", from_run && args.model.adapters.is_none(), "`--adapters`"),
+        ("template", args.template.is_some() && args.use_chat_template == Some(false), "the chat template"),
+        ("enable_thinking", args.enable_thinking.is_some() && args.use_chat_template == Some(false), "the chat template"),
+    ];
+    if let Some((name, _, what)) = idle.iter().find(|(_, given, _)| *given) {
+        bail!("`--{name}` has no effect without {what}");
+    }
+    if !args.val_dataset.is_empty() || from_run {
         return infer_dataset::infer_dataset(environment, Session::new(environment, args)?, args);
     }
     let idle = [
@@ -284,6 +360,7 @@ pub(crate) fn infer(environment: &Environment, args: &InferArgs) -> Result<ExitC
         ("result_path", args.result_path.is_some()),
         ("write_batch_size", args.write_batch_size.is_some()),
         ("logprobs", args.logprobs.is_some()),
+        ("metric", args.metric.is_some()),
     ];
     if let Some((name, _)) = idle.iter().find(|(_, given)| *given) {
         bail!("`--{name}` has no effect without `--val_dataset`");

@@ -10,11 +10,11 @@ use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 use swift_data::{Sample, Tokenizer, Turn};
-use swift_serve::{Request, Token, Update};
-use swift_train::read_dataset;
+use swift_serve::{Token, Update};
+use swift_train::{TrainConfig, held_out, read_dataset};
 
 use crate::args::InferArgs;
-use crate::command::infer::Session;
+use crate::command::infer::{Session, recorded};
 use crate::environment::Environment;
 
 /// Rows at once for `--max_batch_size -1`.
@@ -44,20 +44,29 @@ pub(crate) fn infer_dataset(environment: &Environment, mut session: Session, arg
     if stream && at_once > 1 {
         bail!("`--stream` shows one answer at a time; leave `--max_batch_size` at 1");
     }
-    let mut rows = Vec::new();
-    for name in &args.val_dataset {
-        rows.extend(read_dataset(name, args.dataset_plugin.as_deref(), environment)?.into_iter().map(row));
+    if args.metric.as_deref().is_some_and(|metric| metric != "acc") {
+        bail!(
+            "`--metric {}`: known is acc; others can be computed from the file of answers",
+            args.metric.as_deref().unwrap_or("")
+        );
     }
-    if rows.is_empty() {
-        bail!("{} holds no rows", args.val_dataset.join(", "));
-    }
+    let read = samples(environment, args)?;
     let logprobs = args.logprobs.unwrap_or(false).then(|| args.top_logprobs.unwrap_or(0));
-    let mut requests: Vec<Request> = Vec::with_capacity(rows.len());
-    for (i, row) in rows.iter().enumerate() {
+    let (mut rows, mut requests) = (Vec::with_capacity(read.len()), Vec::with_capacity(read.len()));
+    let read_rows = read.len();
+    for (i, sample) in read.into_iter().enumerate() {
+        let row = row(sample);
         let prompt = session.prompt(&row.messages, row.extra.get("tools").filter(|t| !t.is_null()))?;
+        if session.leaves_out(&prompt) {
+            continue;
+        }
         let mut request = session.request(prompt).with_context(|| format!("row {}", i + 1))?;
         (request.logprobs, request.stream) = (logprobs, i as u64);
         requests.push(request);
+        rows.push(row);
+    }
+    if rows.is_empty() {
+        bail!("all {read_rows} rows are longer than the context");
     }
     let path = args.result_path.clone().unwrap_or_else(|| default_path(args, session.model_path()));
     if let Some(folder) = path.parent() {
@@ -111,7 +120,54 @@ pub(crate) fn infer_dataset(environment: &Environment, mut session: Session, arg
     }
     bar.finish_and_clear();
     eprintln!("{written} answers in `{}`", path.display());
+    if written < read_rows {
+        eprintln!("{} rows were left out: they are longer than the context", read_rows - written);
+    }
+    if args.metric.is_some() {
+        judge(&rows)?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The rows of the files named, or those that the adapter's run held out.
+fn samples(environment: &Environment, args: &InferArgs) -> Result<Vec<Sample>> {
+    if !args.load_data_args.unwrap_or(false) {
+        let mut rows = Vec::new();
+        for name in &args.val_dataset {
+            rows.extend(read_dataset(name, args.dataset_plugin.as_deref(), environment)?);
+        }
+        if rows.is_empty() {
+            bail!("{} holds no rows", args.val_dataset.join(", "));
+        }
+        return Ok(rows);
+    }
+    let mut recorded = recorded(&args.model)?;
+    if recorded.is_null() {
+        bail!("`--load_data_args` needs an adapter of `sft`, `pt` or `run`, whose folder has an `args.json`");
+    }
+    if !args.val_dataset.is_empty() {
+        recorded["val_dataset"] = json!(args.val_dataset);
+    }
+    if let Some(plugin) = &args.dataset_plugin {
+        recorded["dataset_plugin"] = json!(plugin);
+    }
+    let config: TrainConfig = serde_json::from_value(recorded).context("the adapter's `args.json` is not of this program")?;
+    let rows = held_out(&config, environment)?;
+    if rows.is_empty() {
+        bail!("the adapter's run held no rows out\nhint: name some with `--val_dataset`");
+    }
+    Ok(rows)
+}
+
+/// Prints the share of answers that are the rows' own.
+fn judge(rows: &[Row]) -> Result<()> {
+    let known: Vec<(&Row, &String)> = rows.iter().filter_map(|row| Some((row, row.labels.as_ref()?))).collect();
+    if known.is_empty() {
+        bail!("`--metric acc` compares answers with the rows' own, and no row has one");
+    }
+    let right = known.iter().filter(|(row, label)| row.response.trim() == label.trim()).count();
+    outln!("{}", json!({ "acc": right as f64 / known.len() as f64, "rows": known.len() }));
+    Ok(())
 }
 
 /// The conversation up to the last answer, which becomes the label.

@@ -116,7 +116,13 @@ impl<'a> Metadata<'a> {
     }
 
     fn byte_level(&self) -> Result<(Engine, Defaults)> {
-        let name = self.file.get_str("tokenizer.ggml.pre").unwrap_or("default");
+        // Files of 2023 name none; what these families do is known.
+        let unnamed = match self.file.get_str("general.architecture") {
+            Some("gptneox") => "olmo",
+            Some("gpt2") => "gpt-2",
+            _ => "default",
+        };
+        let name = self.file.get_str("tokenizer.ggml.pre").unwrap_or(unnamed);
         let preset = Preset::from_name(name).ok_or_else(|| {
             self.fail(format!("pre-tokenizer `{name}` is not known; use the folder with the model's `tokenizer.json`"))
         })?;

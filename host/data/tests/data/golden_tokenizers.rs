@@ -89,6 +89,7 @@ fn gguf_vocabularies_match_the_libraries() {
         "SmolLM2-135M-Instruct.Q4_1.gguf".into(),
         "qwen2.5-coder-0.5b-instruct.Q4_K_M.gguf".into(),
         vocab("gpt-2"),
+        vocab("gpt-neox"),
         vocab("starcoder"),
         vocab("refact"),
         vocab("command-r"),

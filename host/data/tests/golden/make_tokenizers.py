@@ -78,6 +78,7 @@ v = lambda name: (f"bpe:vocab/ggml-vocab-{name}.gguf", f"{assets}/vocab/ggml-voc
 bpe("bpe:SmolLM2-135M-Instruct.Q4_1.gguf", f"{assets}/SmolLM2-135M-Instruct.Q4_1.gguf", [digits, gpt2])
 bpe("bpe:qwen2.5-coder-0.5b-instruct.Q4_K_M.gguf", f"{assets}/qwen2.5-coder-0.5b-instruct.Q4_K_M.gguf", [split(Q2), bytes_only], normalizers.NFC())
 bpe(*v("gpt-2"), [gpt2])
+bpe(*v("gpt-neox"), [gpt2], normalizers.NFC())
 bpe(*v("starcoder"), [digits, gpt2])
 bpe(*v("refact"), [digits, gpt2])
 bpe(*v("command-r"), [digits, gpt2], normalizers.NFC())
