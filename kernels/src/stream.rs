@@ -15,29 +15,27 @@ pub(crate) fn is_large(isa: Isa, len: usize, out: *const f32, inputs: &[*const f
     isa != Isa::Scalar && len >= LARGE && !inputs.contains(&out) && out.align_offset(64) == 0
 }
 
-/// Copies a tile past the caches. [`fence`] comes after the last one of a task.
+/// Copies a tile past the caches, and fetches the one at `next` meanwhile. [`fence`] comes after the last one of a task.
 ///
 /// # Safety
 /// `src` is readable and `out` writable for `len` floats; they do not overlap.
 #[inline]
-pub(crate) unsafe fn copy(isa: Isa, src: *const f32, out: *mut f32, len: usize) {
+pub(crate) unsafe fn copy(isa: Isa, src: *const f32, out: *mut f32, len: usize, next: *const f32) {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 => vector::copy(isa, src, out, len),
+        Isa::Avx2 | Isa::Avx512 => vector::copy(isa, src, out, len, next),
         // SAFETY: promised by the caller.
         _ => unsafe { std::ptr::copy_nonoverlapping(src, out, len) },
     }
 }
 
-/// Hints that a slice will be read: one that lies where the processor would not look by itself.
-#[inline]
-pub(crate) fn fetch<T>(data: &[T]) {
+/// Hints that the cache line of `p` will be read, one that lies where the processor would not look by itself; never faults.
+#[inline(always)]
+pub(crate) fn prefetch(p: *const f32) {
     #[cfg(target_arch = "x86_64")]
-    for line in (0..size_of_val(data)).step_by(64) {
-        crate::simd::prefetch(data.as_ptr().cast::<f32>().wrapping_byte_add(line));
-    }
+    crate::simd::prefetch(p);
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = data;
+    let _ = p;
 }
 
 /// Orders what was stored past the caches before what follows.
@@ -49,11 +47,11 @@ pub(crate) fn fence() {
 
 #[cfg(target_arch = "x86_64")]
 mod vector {
-    use crate::simd::simd_fn;
+    use crate::simd::{prefetch, simd_fn};
 
     simd_fn! {
         /// Callers uphold the contract of [`super::copy`].
-        pub(super) fn copy<S>(s, src: *const f32, out: *mut f32, len: usize) {
+        pub(super) fn copy<S>(s, src: *const f32, out: *mut f32, len: usize, next: *const f32) {
             let first = out.align_offset(S::LANES * size_of::<f32>()).min(len);
             let whole = (len - first) / S::LANES * S::LANES;
             let last = first + whole;
@@ -61,6 +59,7 @@ mod vector {
             unsafe {
                 std::ptr::copy_nonoverlapping(src, out, first);
                 for i in (first..last).step_by(S::LANES) {
+                    prefetch(next.wrapping_add(i));
                     s.store_stream(out.add(i), s.load(src.add(i)));
                 }
                 std::ptr::copy_nonoverlapping(src.add(last), out.add(last), len - last);

@@ -6,7 +6,7 @@ use std::arch::x86_64::{
 };
 use std::hint::black_box;
 
-use crate::simd::simd_fn;
+use crate::simd::{prefetch, simd_fn};
 
 /// Rounds of a task in registers: some hundred microseconds.
 const STEPS: usize = 20_000;
@@ -57,13 +57,17 @@ pub(super) fn int8_work_avx2() -> f64 {
 }
 
 simd_fn! {
-    pub(super) fn sum<S>(s, x: &[f32]) -> f32 {
+    /// Fetches what comes so many floats later, unless that is zero.
+    pub(super) fn sum<S>(s, x: &[f32], ahead: usize) -> f32 {
         const STREAMS: usize = 8;
         let mut sums = [s.zero(); STREAMS];
         let step = STREAMS * S::LANES;
         let whole = x.len() / step * step;
         for i in (0..whole).step_by(step) {
             for (j, sum) in sums.iter_mut().enumerate() {
+                if ahead > 0 {
+                    prefetch(x.as_ptr().wrapping_add(i + j * S::LANES + ahead));
+                }
                 // SAFETY: the block lies below `whole`.
                 *sum = s.add(*sum, unsafe { s.load(x.as_ptr().add(i + j * S::LANES)) });
             }

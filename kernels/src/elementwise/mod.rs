@@ -18,6 +18,7 @@
 //! Every element is computed by the same instructions wherever it lies in its tile, so
 //! results depend neither on the number of threads nor on the tiling.
 
+mod chain;
 mod program;
 mod scalar;
 #[cfg(test)]
@@ -32,7 +33,7 @@ use crate::gemm::scratch::with_scratch;
 use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::stream;
-use program::{Place, Plan, Register};
+use program::{Link, PASS, Place, Plan, Register};
 
 /// Most floats of one register tile: what an instruction costs beside its loop is small against 8 KiB.
 pub const TILE: usize = 2048;
@@ -136,7 +137,7 @@ pub unsafe fn run_raw(pool: &Pool, program: &Program, rows: usize, cols: usize, 
     let flat = program.inputs.iter().all(|input| matches!(input, Broadcast::Full | Broadcast::Scalar));
     let (rows, cols) = if flat { (1, rows * cols) } else { (rows, cols) };
     let plan = Plan::new(program);
-    let tile = (LIVE / plan.live.max(1)).clamp(8 * LINE, TILE) / LINE * LINE;
+    let tile = if plan.streams() { LIVE } else { (LIVE / plan.live.max(1)).clamp(8 * LINE, TILE) / LINE * LINE };
     // Tiles across are about equal, and of whole lines.
     let tile_cols = cols.div_ceil(cols.div_ceil(tile)).next_multiple_of(LINE).min(cols);
     let tile_rows = (tile / cols).clamp(1, rows);
@@ -234,11 +235,6 @@ impl Run<'_> {
         }
     }
 
-    /// Whether the only instruction streams from memory to memory: the processor sees for itself what comes next.
-    fn streams(&self) -> bool {
-        self.plan.steps == 1
-    }
-
     /// Where a tile's result is kept until it is handed over; tiles take turns.
     fn held<'s>(&self, area: Area, scratch: &'s mut [f32]) -> &'s mut [f32] {
         let turn = area.index % 2;
@@ -250,7 +246,7 @@ impl Run<'_> {
     /// # Safety
     /// As [`Run::tile`], for an area that was computed.
     unsafe fn hand_over(&self, area: Area, scratch: &mut [f32], part: usize, parts: usize) {
-        if let (Some(Place::Output(output)), false) = (self.plan.places.last(), self.streams())
+        if let (Some(Place::Output(output)), false) = (self.plan.places.last(), self.plan.streams())
             && self.past[*output]
         {
             let (start, len) = (area.row * self.cols + area.col, area.rows * area.cols);
@@ -259,7 +255,7 @@ impl Run<'_> {
             let count = (lines * LINE).min(len - from);
             let source = &self.held(area, scratch)[from..][..count];
             // SAFETY: a part of the tile, which is inside the output.
-            unsafe { stream::copy(self.isa, source.as_ptr(), self.outputs[*output].add(start + from), count) };
+            unsafe { stream::copy(self.isa, source.as_ptr(), self.outputs[*output].add(start + from), count, source.as_ptr()) };
         }
     }
 
@@ -275,7 +271,7 @@ impl Run<'_> {
             if !self.plan.invariant[index] {
                 // SAFETY: as promised to this function.
                 unsafe { self.step(index, area, scratch, registers) };
-                if self.plan.computes(index) && !self.streams() {
+                if self.plan.computes(index) && !self.plan.streams() {
                     if let Some(last) = around.last {
                         // SAFETY: as promised to this function.
                         unsafe { self.hand_over(last, scratch, step, self.plan.steps) };
@@ -299,7 +295,7 @@ impl Run<'_> {
                     scalar::fill(OperandPtr::F32(source.data), out, len);
                 } else if self.past[index] {
                     if !is_last {
-                        stream::copy(self.isa, source.data, out, len);
+                        stream::copy(self.isa, source.data, out, len, source.data);
                     }
                 } else if !std::ptr::eq(source.data, out) {
                     std::ptr::copy(source.data, out, len);
@@ -314,7 +310,7 @@ impl Run<'_> {
         let part = lines.div_ceil(self.plan.steps);
         for (input, _) in self.inputs.iter().zip(&self.program.inputs).filter(|(_, span)| **span == Broadcast::Full) {
             for line in part * step..lines.min(part * (step + 1)) {
-                prefetch(input.address().wrapping_add(start + line * LINE));
+                stream::prefetch(input.address().wrapping_add(start + line * LINE));
             }
         }
     }
@@ -325,13 +321,14 @@ impl Run<'_> {
     /// As [`Run::tile`], and the registers that the instruction reads are set.
     unsafe fn step(&self, index: usize, area: Area, scratch: &mut [f32], registers: &mut [Register]) {
         let (isa, tile) = (self.isa, self.tile);
-        let past = matches!(self.plan.places[index], Place::Output(output) if self.past[output] && self.streams());
+        let past = matches!(self.plan.places[index], Place::Output(output) if self.past[output] && self.plan.streams());
         let len = area.rows * area.cols;
         let start = area.row * self.cols + area.col;
         let out = match self.plan.places[index] {
+            Place::Joined => return,
             Place::Slot(slot) => scratch[slot * tile..][..tile].as_mut_ptr(),
             // To be stored past the caches while the next tile is computed.
-            Place::Output(output) if self.past[output] && !self.streams() => self.held(area, scratch).as_mut_ptr(),
+            Place::Output(output) if self.past[output] && !self.plan.streams() => self.held(area, scratch).as_mut_ptr(),
             // SAFETY: the tile is inside the output.
             Place::Output(output) => unsafe { self.outputs[output].add(start) },
             Place::Input => {
@@ -350,6 +347,7 @@ impl Run<'_> {
         // overlap `out` only when they are equal.
         unsafe {
             match self.program.instrs[index] {
+                _ if self.plan.passes.before(index).is_some() => self.pass(index, past, registers, out, len),
                 Instr::Load { input } => {
                     let input = usize::from(input);
                     let data = self.inputs[input];
@@ -384,6 +382,24 @@ impl Run<'_> {
             }
         }
         registers[index] = Register::new(out, self.plan.invariant[index]);
+    }
+
+    /// Computes the instructions that end with `index` in one pass.
+    ///
+    /// # Safety
+    /// As [`chain::run`], for the registers that they read.
+    unsafe fn pass(&self, index: usize, past: bool, registers: &[Register], out: *mut f32, len: usize) {
+        let mut steps = [const { (Link::Unary(Unary::Neg), Register::NONE) }; PASS];
+        let (mut head, mut begin) = (Register::NONE, PASS);
+        for at in self.plan.passes.of(index) {
+            begin -= 1;
+            let (link, first) = program::link(&self.program.instrs[at], self.plan.passes.before(at)).expect("the plan joined it");
+            head = registers[usize::from(first)];
+            let operand = if let Link::Binary(_, operand) = link { registers[usize::from(operand)] } else { Register::NONE };
+            steps[begin] = (link, operand);
+        }
+        // SAFETY: promised by the caller.
+        unsafe { chain::run(self.isa, past, head, &steps[begin..], out, len) };
     }
 }
 
@@ -430,13 +446,4 @@ unsafe fn select(isa: Isa, operands: [Register; 3], out: *mut f32, len: usize) {
             _ => scalar::select(operands, out, len),
         }
     }
-}
-
-/// Hints that the cache line of `p` will be read.
-#[inline(always)]
-fn prefetch(p: *const f32) {
-    #[cfg(target_arch = "x86_64")]
-    crate::simd::prefetch(p);
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = p;
 }

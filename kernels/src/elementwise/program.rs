@@ -302,6 +302,9 @@ pub(super) struct Register {
 }
 
 impl Register {
+    /// Of no instruction.
+    pub(super) const NONE: Register = Register { data: std::ptr::null(), mask: 0 };
+
     pub(super) fn new(data: *const f32, invariant: bool) -> Register {
         Register { data, mask: if invariant { 0 } else { usize::MAX } }
     }
@@ -324,6 +327,8 @@ pub(super) enum Place {
     Slot(usize),
     /// The memory of a full `f32` input, never copied.
     Input,
+    /// Nowhere: it passes to the next instruction in vector registers.
+    Joined,
     /// The memory of an output. Only the last instruction may write there at once: an earlier
     /// one could overwrite an aliased input that is still to be read.
     Output(usize),
@@ -336,10 +341,12 @@ pub(super) struct Plan {
     pub(super) fallback: Vec<usize>,
     /// Instructions whose value is the same in every tile.
     pub(super) invariant: Vec<bool>,
+    /// How instructions go together in one pass.
+    pub(super) passes: Passes,
     pub(super) slots: usize,
     /// Tiles that are in use together: slots but those of one number, inputs that are read in place, and outputs.
     pub(super) live: usize,
-    /// Instructions that compute something for every tile.
+    /// Passes over every tile.
     pub(super) steps: usize,
 }
 
@@ -350,19 +357,22 @@ impl Plan {
         let mut last_read: Vec<usize> = (0..count).collect();
         let mut invariant = vec![false; count];
         for (index, instr) in program.instrs.iter().enumerate() {
-            for register in operands(instr) {
-                last_read[usize::from(register)] = index;
-            }
             invariant[index] = match *instr {
                 Instr::Load { input } => program.inputs[usize::from(input)] == Broadcast::Scalar,
                 _ => operands(instr).all(|register| invariant[usize::from(register)]),
             };
         }
+        let passes = Passes::new(program, &invariant);
+        for end in 0..count {
+            for register in passes.of(end).flat_map(|index| operands(&program.instrs[index])) {
+                last_read[usize::from(register)] = end;
+            }
+        }
         for &register in &program.outputs {
             last_read[usize::from(register)] = usize::MAX;
         }
         let places = Vec::with_capacity(count);
-        let mut plan = Plan { places, fallback: vec![0; count], invariant, slots: 0, live: 0, steps: 0 };
+        let mut plan = Plan { places, fallback: vec![0; count], invariant, passes, slots: 0, live: 0, steps: 0 };
         let mut free = Vec::new();
         for (index, instr) in program.instrs.iter().enumerate() {
             // A freed slot is written again by every tile, an invariant only once before all of them: it gets a slot of its own.
@@ -375,6 +385,7 @@ impl Plan {
             };
             let is_output = last_read[index] == usize::MAX;
             let place = match *instr {
+                _ if plan.passes.joined[index] => Place::Joined,
                 Instr::Load { input } if program.inputs[usize::from(input)] == Broadcast::Full && !is_output => {
                     plan.fallback[index] = take();
                     Place::Input
@@ -387,12 +398,13 @@ impl Plan {
             };
             plan.places.push(place);
             // Slots of invariants are computed before all tiles and stay taken.
-            for register in operands(instr).map(usize::from).chain([index]) {
+            let read = plan.passes.of(index).flat_map(|index| operands(&program.instrs[index])).map(usize::from);
+            for register in read.chain([index]) {
                 if last_read[register] == index && !plan.invariant[register] {
                     match plan.places[register] {
                         Place::Slot(slot) => free.push(slot),
                         Place::Input => free.push(plan.fallback[register]),
-                        Place::Output(_) => {}
+                        Place::Joined | Place::Output(_) => {}
                     }
                     // Freed once.
                     last_read[register] = usize::MAX;
@@ -409,8 +421,87 @@ impl Plan {
         plan
     }
 
-    /// Whether instruction `index` is more than a look at an input's memory.
+    /// Whether the only pass streams from memory to memory: the processor sees for itself what comes next.
+    pub(super) fn streams(&self) -> bool {
+        self.steps == 1
+    }
+
+    /// Whether instruction `index` ends a pass that is more than a look at an input's memory.
     pub(super) fn computes(&self, index: usize) -> bool {
-        self.places[index] != Place::Input
+        !matches!(self.places[index], Place::Input | Place::Joined)
+    }
+}
+
+/// Most instructions of a pass.
+pub(super) const PASS: usize = 16;
+
+/// Simple instructions that pass their results on in vector registers.
+pub(super) struct Passes {
+    /// For each instruction the one before it in its pass, or itself.
+    before: Vec<usize>,
+    /// Its number in the pass.
+    number: Vec<usize>,
+    /// Instructions that another of the pass follows.
+    pub(super) joined: Vec<bool>,
+}
+
+impl Passes {
+    /// An instruction joins the next one that computes, if only that reads its result and both are simple.
+    fn new(program: &Program, invariant: &[bool]) -> Passes {
+        let instrs = &program.instrs;
+        let mut reads = vec![0usize; instrs.len()];
+        let read = instrs.iter().flat_map(operands).chain(program.outputs.iter().copied());
+        read.for_each(|register| reads[usize::from(register)] += 1);
+        let count = instrs.len();
+        let mut passes = Passes { before: (0..count).collect(), number: vec![0; count], joined: vec![false; count] };
+        let computing = (0..count).filter(|&index| !invariant[index] && !matches!(instrs[index], Instr::Load { .. }));
+        let mut last: Option<usize> = None;
+        for index in computing {
+            if let Some(last) = last
+                && reads[last] == 1
+                && passes.number[last] + 1 < PASS
+                && link(&instrs[last], None).is_some()
+                && link(&instrs[index], Some(last)).is_some()
+            {
+                (passes.before[index], passes.number[index], passes.joined[last]) = (last, passes.number[last] + 1, true);
+            }
+            last = Some(index);
+        }
+        passes
+    }
+
+    /// Instructions of the pass that ends with `index`, last first; none if another follows.
+    pub(super) fn of(&self, index: usize) -> impl Iterator<Item = usize> {
+        std::iter::successors((!self.joined[index]).then_some(index), |&index| self.before(index))
+    }
+
+    /// The instruction before `index` in its pass.
+    pub(super) fn before(&self, index: usize) -> Option<usize> {
+        Some(self.before[index]).filter(|&before| before != index)
+    }
+}
+
+/// A simple operation of a pass on what its registers hold.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Link {
+    Unary(Unary),
+    /// With an operand in memory.
+    Binary(Binary, u16),
+}
+
+/// What `instr` does to the result of `last`, or, where that is none, to its first operand, and which that is; none if it cannot be
+/// part of a pass.
+pub(super) fn link(instr: &Instr, last: Option<usize>) -> Option<(Link, u16)> {
+    let begins = |x: u16| last.is_none_or(|last| usize::from(x) == last);
+    match *instr {
+        Instr::Unary(op @ (Unary::Neg | Unary::Abs | Unary::Relu | Unary::Square), x) if begins(x) => Some((Link::Unary(op), x)),
+        Instr::Binary(op, a, b) => match op {
+            Binary::Add | Binary::Sub | Binary::Mul | Binary::Div | Binary::Min | Binary::Max if begins(a) => {
+                Some((Link::Binary(op, b), a))
+            }
+            Binary::Add | Binary::Mul if begins(b) => Some((Link::Binary(op, a), b)),
+            _ => None,
+        },
+        _ => None,
     }
 }

@@ -175,3 +175,52 @@ fn constants_survive_every_tile() {
     run(&Pool::new(1), &program, 4, TILE, &[Operand::F32(&x)], &mut [&mut out]);
     assert!(x.iter().zip(&out).all(|(x, y)| *y == -3.0 * x));
 }
+
+/// Passes of simple operations: constants, broadcasts and integers as operands, reversed ones, values read twice, and more operations
+/// than a pass has, at every level and past the caches.
+#[test]
+fn passes_are_the_operations_one_by_one() {
+    let mut instrs = vec![
+        Instr::Load { input: 0 },
+        Instr::Const(1.5),
+        Instr::Binary(Binary::Mul, 1, 0),
+        Instr::Unary(Unary::Abs, 2),
+        Instr::Load { input: 1 },
+        Instr::Binary(Binary::Sub, 3, 4),
+        Instr::Load { input: 2 },
+        Instr::Binary(Binary::Min, 5, 6),
+        Instr::Binary(Binary::Sub, 1, 7),
+        Instr::Unary(Unary::Neg, 8),
+        Instr::Binary(Binary::Div, 9, 1),
+        Instr::Binary(Binary::Mul, 10, 10),
+        Instr::Unary(Unary::Relu, 11),
+        Instr::Load { input: 3 },
+        Instr::Binary(Binary::Max, 12, 13),
+        Instr::Binary(Binary::Add, 0, 14),
+    ];
+    for _ in 0..40 {
+        instrs.push(Instr::Unary(Unary::Neg, instrs.len() as u16 - 1));
+    }
+    let last = instrs.len() as u16 - 1;
+    let inputs = vec![Broadcast::Full, Broadcast::Full, Broadcast::Col, Broadcast::Row];
+    let program = Program { instrs, inputs, outputs: vec![last] };
+    let plan = Plan::new(&program);
+    assert!((0..=last.into()).all(|end| plan.passes.of(end).count() <= PASS) && plan.steps <= 6, "{} passes", plan.steps);
+    for (rows, cols) in [(1, 1), (3, 130), (5, 1000), (2, 8192)] {
+        let x = values(rows * cols, 1);
+        let y: Vec<i32> = (0..x.len() as i32).map(|i| i % 13 - 6).collect();
+        let (col, row) = (values(cols, 2), values(rows, 3));
+        let inputs = [Operand::F32(&x), Operand::I32(&y), Operand::F32(&col), Operand::F32(&row)];
+        for pool in pools() {
+            let mut out = vec![0.0; x.len()];
+            run(&pool, &program, rows, cols, &inputs, &mut [&mut out]);
+            for (i, &got) in out.iter().enumerate() {
+                let least = ((1.5 * x[i]).abs() - y[i] as f32).min(col[i % cols]);
+                let ratio = -(1.5 - least) / 1.5;
+                let square = ratio * ratio;
+                let want = x[i] + (if square < 0.0 { 0.0 } else { square }).max(row[i / cols]);
+                assert!(got == want || got.is_nan() && want.is_nan(), "{i} of {rows} {cols}: {got} {want} at {}", pool.isa());
+            }
+        }
+    }
+}

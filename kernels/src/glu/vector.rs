@@ -45,7 +45,7 @@ simd_fn! {
                     let half = s.splat(0.5);
                     let below = s.fma(math::erf(s, s.mul(x, s.splat(std::f32::consts::FRAC_1_SQRT_2))), half, half);
                     // 1 / sqrt(2 pi).
-                    let density = s.mul(math::exp(s, s.mul(s.mul(x, x), s.splat(-0.5))), s.splat(0.398_942_3));
+                    let density = s.mul(math::exp2(s, s.mul(s.mul(x, x), s.splat(-0.5 * std::f32::consts::LOG2_E))), s.splat(0.398_942_3));
                     (s.mul(x, below), s.fma(x, density, below))
                 }),
             }

@@ -1,10 +1,12 @@
 //! Moving elements: permutations, strided views (slice, concatenate, pad, expand) and rows.
 //!
-//! Portable code at every level: these kernels only move bytes, and the inner loops are
+//! Mostly portable code at every level: these kernels only move bytes, and the inner loops are
 //! `memcpy` or cache-blocked transposes.
 
 mod rows;
 mod strided;
+#[cfg(target_arch = "x86_64")]
+mod vector;
 
 pub use rows::{Base, gather_rows, scatter_add_rows};
 pub use strided::{MAX_RANK, View, copy_strided, fill, permute_copy};

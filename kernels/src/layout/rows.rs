@@ -1,6 +1,6 @@
 //! Rows picked and accumulated by index.
 
-use crate::gemm::scratch::with_scratch;
+use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::reduce::sort_by_number;
 use crate::stream;
@@ -25,12 +25,12 @@ pub fn gather_rows<T: Copy + Default + Send + Sync>(pool: &Pool, rows: usize, d:
         let idx = &idx[task * per_task..];
         for (at, dst) in dst.chunks_exact_mut(d).enumerate() {
             let row = |at: usize| idx.get(at).and_then(|&row| usize::try_from(row).ok()).map(|row| &src[row * d..][..d]);
-            if let Some(next) = row(at + 1) {
-                stream::fetch(next);
-            }
             match row(at) {
-                // SAFETY: rows of as many elements of four bytes, which are moved as such.
-                Some(src) if past => unsafe { stream::copy(isa, src.as_ptr().cast(), dst.as_mut_ptr().cast(), d) },
+                Some(src) if past => {
+                    let next = row(at + 1).unwrap_or(src).as_ptr().cast();
+                    // SAFETY: rows of as many elements of four bytes, which are moved as such.
+                    unsafe { stream::copy(isa, src.as_ptr().cast(), dst.as_mut_ptr().cast(), d, next) }
+                }
                 Some(src) => dst.copy_from_slice(src),
                 None => dst.fill(T::default()),
             }
@@ -70,34 +70,50 @@ pub fn scatter_add_rows(pool: &Pool, rows: usize, d: usize, base: Base<'_>, idx:
     let isa = pool.isa();
     let past = !matches!(base, Base::InPlace) && d.is_multiple_of(16) && stream::is_large(isa, dst.len(), dst.as_ptr(), &[]);
     pool.run_pieces(dst, per_task * d, |task, dst| {
-        with_scratch(if past { d } else { 0 }, |scratch| {
-            for (at, dst) in dst.chunks_exact_mut(d).enumerate() {
-                let row = task * per_task + at;
-                let added = order[start[row]..start[row + 1]].iter().map(|&i| &src[i as usize * d..][..d]);
-                if let Some(&next) = order.get(start[row + 1]) {
-                    stream::fetch(&src[next as usize * d..][..d]);
-                }
-                let base = match base {
-                    Base::Other(base) => Base::Other(&base[row * d..][..d]),
-                    same => same,
-                };
-                if past {
-                    sum(base, added, scratch);
-                    // SAFETY: a row each.
-                    unsafe { stream::copy(isa, scratch.as_ptr(), dst.as_mut_ptr(), d) };
-                } else {
-                    sum(base, added, dst);
-                }
-            }
-        });
+        for (at, dst) in dst.chunks_exact_mut(d).enumerate() {
+            let row = task * per_task + at;
+            let added = &order[start[row]..start[row + 1]];
+            let next = order.get(start[row + 1]).map_or(src.as_ptr(), |&next| src[next as usize * d..].as_ptr());
+            let base = match base {
+                Base::Other(base) => Base::Other(&base[row * d..][..d]),
+                same => same,
+            };
+            sum(isa, past, base, added, src, next, dst);
+        }
         if past {
             stream::fence();
         }
     });
 }
 
-/// `out = base`, then `out += x` for all rows `x` that are added.
-fn sum<'a>(base: Base<'_>, mut added: impl Iterator<Item = &'a [f32]>, out: &mut [f32]) {
+/// Most rows whose sum passes through registers.
+const TOGETHER: usize = 8;
+
+/// `out = base`, then `out += src[row]` for all rows that are added.
+fn sum(isa: Isa, past: bool, base: Base<'_>, added: &[u32], src: &[f32], next: *const f32, out: &mut [f32]) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 | Isa::Avx512 => {
+            let mut from = match base {
+                Base::Zero => std::ptr::null(),
+                Base::InPlace if added.is_empty() => return,
+                Base::InPlace => out.as_ptr(),
+                Base::Other(base) => base.as_ptr(),
+            };
+            let (first, more) = added.split_at(added.len().min(TOGETHER));
+            super::vector::sum(isa, past && more.is_empty(), from, first, src, next, out);
+            from = out.as_ptr();
+            more.chunks(TOGETHER).for_each(|rows| super::vector::sum(isa, false, from, rows, src, next, out));
+        }
+        _ => {
+            let d = out.len();
+            plain_sum(base, added.iter().map(|&row| &src[row as usize * d..][..d]), out);
+        }
+    }
+}
+
+/// The specification of [`sum`].
+fn plain_sum<'a>(base: Base<'_>, mut added: impl Iterator<Item = &'a [f32]>, out: &mut [f32]) {
     match base {
         Base::InPlace => {}
         Base::Zero => match added.next() {
@@ -116,6 +132,31 @@ fn sum<'a>(base: Base<'_>, mut added: impl Iterator<Item = &'a [f32]>, out: &mut
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Rows that many are added to, past the caches and not, against sums in order.
+    #[test]
+    fn many_rows_added_to_few() {
+        let (rows, d, n) = (60, 80, 300);
+        let [base, src] = [rows * d, n * d].map(|len| {
+            let mut x = vec![0.0; len];
+            crate::random::normal(&Pool::new(1), len as u64, 0, 0, &mut x);
+            x
+        });
+        let idx: Vec<i32> = (0..n as i32).map(|i| if i % 3 == 0 { 7 } else { i * i % 61 - 1 }).collect();
+        for isa in Isa::available() {
+            let pool = Pool::with_isa(2, isa);
+            for (kind, with) in [(Base::InPlace, &base), (Base::Other(&base), &base), (Base::Zero, &vec![0.0; rows * d])] {
+                let mut want = with.clone();
+                for (i, &at) in idx.iter().enumerate().filter(|(_, at)| **at >= 0) {
+                    let to = &mut want[at as usize * d..][..d];
+                    to.iter_mut().zip(&src[i * d..]).for_each(|(to, x)| *to += x);
+                }
+                let mut got = base.clone();
+                scatter_add_rows(&pool, rows, d, kind, &idx, &src, &mut got);
+                assert_eq!(got, want, "{isa}");
+            }
+        }
+    }
 
     #[test]
     fn gather_then_scatter() {

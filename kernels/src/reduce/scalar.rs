@@ -2,8 +2,12 @@
 //! wide levels, which compile the same source with their instructions enabled, vectorize it.
 
 use super::{COLUMNS, Reduce, segment};
+use crate::stream;
 
 const LANES: usize = 32;
+
+/// Columns of a cache line.
+const LINE: usize = 16;
 
 fn identity(op: Reduce) -> f64 {
     match op {
@@ -119,18 +123,28 @@ fn accumulate<'a, const W: usize>(
     step: impl Fn(f64, f64) -> f64,
 ) -> [f64; W] {
     let mut acc = [init; W];
-    if width == W {
-        // The width that the vectorizer knows.
-        for row in rows {
-            let row: &[f32; W] = row[..W].try_into().expect("it is as wide");
-            for i in 0..W {
-                acc[i] = step(acc[i], f64::from(row[i]));
+    let whole = width - width % LINE;
+    let mut rows = rows.map(|row| &row[..width]).fuse();
+    let mut four: [_; 4] = std::array::from_fn(|_| rows.next());
+    // Four rows at a time, in order, so that sums are read and written once for all of them; the next four are fetched meanwhile.
+    while let [Some(a), Some(b), Some(c), Some(d)] = four {
+        let next: [_; 4] = std::array::from_fn(|_| rows.next());
+        let ahead = next.map(|row| row.unwrap_or(a).as_ptr());
+        for at in (0..whole).step_by(LINE) {
+            ahead.iter().for_each(|row| stream::prefetch(row.wrapping_add(at)));
+            let acc = &mut acc[at..][..LINE];
+            let [a, b, c, d] = [a, b, c, d].map(|row| &row[at..][..LINE]);
+            for i in 0..LINE {
+                acc[i] = [a[i], b[i], c[i], d[i]].into_iter().fold(acc[i], |acc, x| step(acc, f64::from(x)));
             }
         }
-    } else {
-        for row in rows {
-            acc.iter_mut().zip(&row[..width]).for_each(|(acc, &x)| *acc = step(*acc, f64::from(x)));
+        for row in [a, b, c, d] {
+            acc[whole..width].iter_mut().zip(&row[whole..]).for_each(|(acc, &x)| *acc = step(*acc, f64::from(x)));
         }
+        four = next;
+    }
+    for row in four.into_iter().flatten() {
+        acc.iter_mut().zip(row).for_each(|(acc, &x)| *acc = step(*acc, f64::from(x)));
     }
     acc
 }

@@ -4,8 +4,11 @@ use super::{GRAIN, Reduce, scalar};
 use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool};
 
-/// Columns of one task: a row's part is long enough to be fetched ahead.
-pub(super) const COLUMNS: usize = 256;
+/// Most columns of one task: their sums leave room in the first-level cache for the rows.
+pub(super) const COLUMNS: usize = 1024;
+
+/// Columns of one task where segments are few.
+const NARROW: usize = 256;
 
 /// Reduces the rows of `x: [n, d]` that carry the same number into `out: [count, d]`.
 ///
@@ -23,13 +26,14 @@ pub fn segment_reduce(pool: &Pool, op: Reduce, n: usize, d: usize, x: &[f32], se
         return;
     }
     let (start, order) = sort_by_number(count, segments);
-    let tiles = d.div_ceil(COLUMNS);
+    let columns = if count * d >= 16 * COLUMNS { COLUMNS } else { NARROW };
+    let tiles = d.div_ceil(columns);
     // Segments of one task: as many rows as are worth it on average.
-    let per_task = (GRAIN * count / (n * d.min(COLUMNS)).max(1)).clamp(1, count);
+    let per_task = (GRAIN * count / (n * d.min(columns)).max(1)).clamp(1, count);
     let out = Disjoint::new(out);
     pool.run(count.div_ceil(per_task) * tiles, &|task| {
-        let column = task % tiles * COLUMNS;
-        let width = COLUMNS.min(d - column);
+        let column = task % tiles * columns;
+        let width = columns.min(d - column);
         let first = task / tiles * per_task;
         for segment in first..count.min(first + per_task) {
             let rows = &order[start[segment]..start[segment + 1]];

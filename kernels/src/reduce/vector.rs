@@ -7,34 +7,48 @@ use crate::simd::{Simd, WAYS, map_to, map2_to, math, prefetch, simd_fn};
 /// Vectors whose exponentials are summed in `f32` before they are added to an `f64`.
 const BLOCK: usize = 64;
 
+/// Sums of exponentials that do not wait for each other.
+const PAIR: usize = 2;
+
 /// `sum(e^(x - top))`, storing the terms in `out` if there is one. Fetches what lies behind `x`: most often the next row.
 #[inline(always)]
 fn exp_sum<S: Simd>(s: S, x: &[f32], top: f32, out: Option<*mut f32>) -> f64 {
-    let shift = s.splat(top);
+    let (shift, unit) = (s.splat(top), s.splat(std::f32::consts::LOG2_E));
     let mut sum = 0.0;
+    let step = PAIR * S::LANES;
     for start in (0..x.len()).step_by(BLOCK * S::LANES) {
         let end = x.len().min(start + BLOCK * S::LANES);
-        let mut acc = s.zero();
-        for i in (start..end).step_by(S::LANES) {
-            let n = end - i;
-            prefetch(x.as_ptr().wrapping_add(x.len() + i));
-            // SAFETY: `i + n <= end`, the length of the row at most, which `out` has room for.
-            unsafe {
-                let e = math::exp(s, s.sub(s.load_up_to(x.as_ptr().add(i), n), shift));
-                if let Some(out) = out {
-                    s.store_up_to(out.add(i), n, e);
-                }
-                if n >= S::LANES {
-                    acc = s.add(acc, e);
-                } else {
-                    // Lanes above the row hold e^-top; they must not count.
-                    let mut lanes = [0.0; 16];
-                    s.store_part(lanes.as_mut_ptr(), n, e);
-                    acc = s.add(acc, s.load(lanes.as_ptr()));
+        let whole = end - (end - start) % step;
+        let mut acc = [s.zero(); PAIR];
+        for i in (start..whole).step_by(step) {
+            for (way, acc) in acc.iter_mut().enumerate() {
+                let i = i + way * S::LANES;
+                prefetch(x.as_ptr().wrapping_add(x.len() + i));
+                // SAFETY: the vector lies below `whole`; `out` has room for the row.
+                unsafe {
+                    let e = math::exp2(s, s.mul(s.sub(s.load(x.as_ptr().add(i)), shift), unit));
+                    if let Some(out) = out {
+                        s.store(out.add(i), e);
+                    }
+                    *acc = s.add(*acc, e);
                 }
             }
         }
-        sum += f64::from(s.sum(acc));
+        for i in (whole..end).step_by(S::LANES) {
+            let n = (end - i).min(S::LANES);
+            // SAFETY: `i + n <= end`, the length of the row at most, which `out` has room for.
+            unsafe {
+                let e = math::exp2(s, s.mul(s.sub(s.load_part(x.as_ptr().add(i), n), shift), unit));
+                if let Some(out) = out {
+                    s.store_part(out.add(i), n, e);
+                }
+                // Lanes above the row hold e^-top; they must not count.
+                let mut lanes = [0.0; 16];
+                s.store_part(lanes.as_mut_ptr(), n, e);
+                acc[0] = s.add(acc[0], s.load(lanes.as_ptr()));
+            }
+        }
+        sum += f64::from(s.sum(s.add(acc[0], acc[1])));
     }
     sum
 }

@@ -82,14 +82,17 @@ pub unsafe fn rope_raw(pool: &Pool, rope: Rope<'_>, positions: &[i32], x: *const
     let width = rope.heads * rope.head_dim;
     let per_task = (GRAIN / width.max(1)).max(1);
     let steepest = rope.inv_freq.iter().fold(0.0f32, |a, f| a.max(f.abs()));
-    let past = width.is_multiple_of(16) && stream::is_large(pool.isa(), rope.n * width, out, &[x]);
+    // Past the caches only whole lines go.
+    let part = if rope.layout == Layout::Halves { pairs } else { rope.rotary_dim };
+    let lines = rope.head_dim.is_multiple_of(16) && part.is_multiple_of(16);
+    let past = lines && stream::is_large(pool.isa(), rope.n * width, out, &[x]);
     let data = Buffers { x, out };
     pool.run(rope.n.div_ceil(per_task), &|task| {
         let data = &data;
-        with_scratch(5 * pairs + if past { width } else { 0 }, |scratch| {
+        with_scratch(5 * pairs, |scratch| {
             let (at, rest) = scratch.split_at_mut(pairs);
             let (cos, rest) = rest.split_at_mut(2 * pairs);
-            let (sin, turned) = rest.split_at_mut(2 * pairs);
+            let sin = &mut rest[..2 * pairs];
             for token in task * per_task..rope.n.min((task + 1) * per_task) {
                 if rope.rows.is_empty() {
                     at.fill(positions[token] as f32);
@@ -112,10 +115,7 @@ pub unsafe fn rope_raw(pool: &Pool, rope: Rope<'_>, positions: &[i32], x: *const
                             if rope.layout == Layout::Interleaved {
                                 spread(cos, sin, pairs);
                             }
-                            vector::rotate(isa, &rope, cos, sin, x, if past { turned.as_mut_ptr() } else { out });
-                            if past {
-                                stream::copy(isa, turned.as_ptr(), out, width);
-                            }
+                            vector::rotate(isa, past, &rope, cos, sin, x, out);
                         }
                         _ => {
                             scalar::angles(&rope, at, cos, sin);

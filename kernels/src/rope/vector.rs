@@ -1,7 +1,7 @@
 //! The rotation on vectors, with angles by [`math::sin_cos`].
 
 use super::{Layout, Rope, scalar};
-use crate::simd::{Simd, math, simd_fn};
+use crate::simd::{Simd, math, prefetch, put_up_to, simd_fn};
 
 /// Beyond this the reduction of [`math::sin_cos`] is no longer promised.
 pub(super) const LARGEST: f32 = 1e6;
@@ -17,17 +17,18 @@ simd_fn! {
 }
 
 simd_fn! {
-    /// As [`scalar::rotate`], for neighbours with each cosine twice and each sine twice, first negative. Callers uphold its contract.
-    pub(super) fn rotate<S>(s, rope: &Rope<'_>, cos: &[f32], sin: &[f32], x: *const f32, out: *mut f32) {
-        let turned = rope.rotary_dim;
+    /// As [`scalar::rotate`], for neighbours with each cosine twice and each sine twice, first negative. Callers uphold its contract;
+    /// if `past`, the result goes past the caches, and parts of heads are whole lines. Fetches the next token meanwhile.
+    pub(super) fn rotate<S>(s, past: bool, rope: &Rope<'_>, cos: &[f32], sin: &[f32], x: *const f32, out: *mut f32) {
+        let (turned, next) = (rope.rotary_dim, rope.heads * rope.head_dim);
         assert!(cos.len() >= turned && sin.len() >= turned);
         for head in 0..rope.heads {
             // SAFETY: every access is below `head_dim` of a head of the token, or below `rotary_dim` of the angles.
             unsafe {
                 let (x, out) = (x.add(head * rope.head_dim), out.add(head * rope.head_dim));
                 match rope.layout {
-                    Layout::Halves => halves(s, turned / 2, cos.as_ptr(), sin.as_ptr(), x, out),
-                    Layout::Interleaved => neighbours(s, turned, cos.as_ptr(), sin.as_ptr(), x, out),
+                    Layout::Halves => halves(s, past, next, turned / 2, cos.as_ptr(), sin.as_ptr(), x, out),
+                    Layout::Interleaved => neighbours(s, past, next, turned, cos.as_ptr(), sin.as_ptr(), x, out),
                 }
                 if turned < rope.head_dim {
                     std::ptr::copy(x.add(turned), out.add(turned), rope.head_dim - turned);
@@ -38,32 +39,57 @@ simd_fn! {
 }
 
 /// # Safety
-/// Angles are readable for `half` floats, `x` and `out` for twice as many; these are equal or do not overlap.
+/// Angles are readable for `half` floats, `x` and `out` for twice as many; these are equal or do not overlap. If `past`, halves of `out`
+/// begin at whole vectors.
 #[inline(always)]
-unsafe fn halves<S: Simd>(s: S, half: usize, cos: *const f32, sin: *const f32, x: *const f32, out: *mut f32) {
+#[expect(clippy::too_many_arguments, reason = "kernels take sizes and operands flat")]
+unsafe fn halves<S: Simd>(
+    s: S,
+    past: bool,
+    next: usize,
+    half: usize,
+    cos: *const f32,
+    sin: *const f32,
+    x: *const f32,
+    out: *mut f32,
+) {
     for i in (0..half).step_by(S::LANES) {
         let n = half - i;
+        prefetch(x.wrapping_add(next + i));
+        prefetch(x.wrapping_add(next + half + i));
         // SAFETY: below `half` of each half.
         unsafe {
             let (cos, sin) = (s.load_up_to(cos.add(i), n), s.load_up_to(sin.add(i), n));
             let (a, b) = (s.load_up_to(x.add(i), n), s.load_up_to(x.add(half + i), n));
-            s.store_up_to(out.add(i), n, s.fnma(b, sin, s.mul(a, cos)));
-            s.store_up_to(out.add(half + i), n, s.fma(a, sin, s.mul(b, cos)));
+            put_up_to(s, past, out.add(i), n, s.fnma(b, sin, s.mul(a, cos)));
+            put_up_to(s, past, out.add(half + i), n, s.fma(a, sin, s.mul(b, cos)));
         }
     }
 }
 
 /// # Safety
-/// All are readable, and `out` writable, for `turned` floats; `x` and `out` are equal or do not overlap.
+/// All are readable, and `out` writable, for `turned` floats; `x` and `out` are equal or do not overlap. If `past`, `out` begins at a
+/// whole vector.
 #[inline(always)]
-unsafe fn neighbours<S: Simd>(s: S, turned: usize, cos: *const f32, sin: *const f32, x: *const f32, out: *mut f32) {
+#[expect(clippy::too_many_arguments, reason = "kernels take sizes and operands flat")]
+unsafe fn neighbours<S: Simd>(
+    s: S,
+    past: bool,
+    next: usize,
+    turned: usize,
+    cos: *const f32,
+    sin: *const f32,
+    x: *const f32,
+    out: *mut f32,
+) {
     for i in (0..turned).step_by(S::LANES) {
         let n = turned - i;
+        prefetch(x.wrapping_add(next + i));
         // SAFETY: below `turned`.
         unsafe {
             let (cos, sin) = (s.load_up_to(cos.add(i), n), s.load_up_to(sin.add(i), n));
             let x = s.load_up_to(x.add(i), n);
-            s.store_up_to(out.add(i), n, s.fma(s.swap_pairs(x), sin, s.mul(x, cos)));
+            put_up_to(s, past, out.add(i), n, s.fma(s.swap_pairs(x), sin, s.mul(x, cos)));
         }
     }
 }

@@ -159,6 +159,10 @@ impl Simd for Avx2 {
         unsafe { _mm256_or_ps(a, b) }
     }
     #[inline(always)]
+    fn bits(self, a: __m256) -> u32 {
+        unsafe { _mm256_movemask_ps(a) as u32 }
+    }
+    #[inline(always)]
     fn select(self, mask: __m256, a: __m256, b: __m256) -> __m256 {
         unsafe { _mm256_blendv_ps(b, a, mask) }
     }

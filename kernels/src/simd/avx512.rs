@@ -154,6 +154,10 @@ impl Simd for Avx512 {
         a | b
     }
     #[inline(always)]
+    fn bits(self, a: __mmask16) -> u32 {
+        u32::from(a)
+    }
+    #[inline(always)]
     fn select(self, mask: __mmask16, a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_mask_blend_ps(mask, b, a) }
     }

@@ -87,6 +87,8 @@ pub(crate) trait Simd: Copy {
     fn is_nan(self, a: Self::F) -> Self::M;
     fn both(self, a: Self::M, b: Self::M) -> Self::M;
     fn either(self, a: Self::M, b: Self::M) -> Self::M;
+    /// Bit `i` is lane `i` of the mask.
+    fn bits(self, a: Self::M) -> u32;
     /// `a` where the mask is set, else `b`.
     fn select(self, mask: Self::M, a: Self::F, b: Self::F) -> Self::F;
 
@@ -207,6 +209,10 @@ pub(crate) const WAYS: usize = 4;
 /// Most floats of a round.
 pub(crate) const MOST: usize = WAYS * 16;
 
+/// Floats by which operands are fetched ahead of results that go past the caches: 2 KB. Arithmetic fills the processor's window,
+/// and its own look-ahead ends with each page.
+pub(crate) const AHEAD: usize = 512;
+
 /// Stores `v`, past the caches if so wished.
 ///
 /// # Safety
@@ -275,6 +281,9 @@ pub(crate) unsafe fn map_to<S: Simd>(s: S, past: bool, x: *const f32, out: *mut 
             for i in (0..len).step_by(step) {
                 for way in 0..WAYS {
                     let i = i + way * S::LANES;
+                    if past {
+                        prefetch(x.wrapping_add(i + AHEAD));
+                    }
                     put(s, past, out.add(i), f(s.load(x.add(i))));
                 }
             }
@@ -314,6 +323,10 @@ pub(crate) unsafe fn map2_to<S: Simd>(
             for i in (0..len).step_by(step) {
                 for way in 0..WAYS {
                     let i = i + way * S::LANES;
+                    if past {
+                        prefetch(a.wrapping_add(i + AHEAD));
+                        prefetch(b.wrapping_add(i + AHEAD));
+                    }
                     put(s, past, out.add(i), f(s.load(a.add(i)), s.load(b.add(i))));
                 }
             }

@@ -16,7 +16,7 @@ fn every_place_and_length() {
             for len in [0, 1, 5, 16, 33, 100, 180] {
                 let mut out = vec![-1.0; 200];
                 // SAFETY: both have `start + len` elements.
-                unsafe { copy(isa, src.as_ptr(), out.as_mut_ptr().add(start), len) };
+                unsafe { copy(isa, src.as_ptr(), out.as_mut_ptr().add(start), len, src.as_ptr()) };
                 fence();
                 assert!(out[start..start + len] == src[..len] && out[..start].iter().all(|&x| x == -1.0));
                 assert!(out[start + len..].iter().all(|&x| x == -1.0), "{start} {len} at {isa}");

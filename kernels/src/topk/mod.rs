@@ -1,8 +1,8 @@
 //! The largest elements of each row.
 //!
-//! Few of a row (a router's experts, a sampler's candidates) are kept in a sorted list while the row passes once; blocks whose
-//! largest element is below the smallest of the list, nearly all of a long row, cost one comparison an element. Many are found
-//! by selection. Both give the order of the specification exactly: larger first, a NaN before any number, and of equal elements the
+//! Few of a row (a router's experts, a sampler's candidates) are what reaches a bound that is found first, or, in short rows and
+//! where too much reaches it, are kept in a sorted list while the row passes once; blocks whose largest element is below the
+//! smallest of the list cost one comparison an element. Many are found by selection. Both give the order of the specification exactly: larger first, a NaN before any number, and of equal elements the
 //! one with the smaller index.
 
 use std::cmp::Ordering;
@@ -20,6 +20,10 @@ const GRAIN: usize = 16 * 1024;
 
 /// Longest list that is kept sorted by insertion.
 const LIST: usize = 64;
+
+/// Most elements that reach the bound of a row.
+#[cfg(target_arch = "x86_64")]
+const KEPT: usize = 128;
 
 /// Elements that are compared with the list's end at once.
 const BLOCK: usize = 32;
@@ -42,7 +46,11 @@ pub fn top_k(pool: &Pool, rows: usize, cols: usize, k: usize, x: &[f32], idx: &m
             match pool.isa() {
                 _ if k > LIST => select(x, out),
                 #[cfg(target_arch = "x86_64")]
-                isa @ (Isa::Avx2 | Isa::Avx512) => vector::list(isa, x, out),
+                isa @ (Isa::Avx2 | Isa::Avx512) => {
+                    if !vector::filter(isa, x, out) {
+                        vector::list(isa, x, out);
+                    }
+                }
                 _ => list(x, out),
             }
         }
@@ -53,6 +61,16 @@ pub fn top_k(pool: &Pool, rows: usize, cols: usize, k: usize, x: &[f32], idx: &m
 fn order(x: &[f32], a: i32, b: i32) -> Ordering {
     let (p, q) = (x[a as usize], x[b as usize]);
     q.partial_cmp(&p).unwrap_or_else(|| q.is_nan().cmp(&p.is_nan())).then(a.cmp(&b))
+}
+
+/// A number that is larger for what comes earlier in the [`order`]; its low half is the index, inverted.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn key(x: f32, i: usize) -> u64 {
+    // Adding makes one zero of two.
+    let bits = (x + 0.0).to_bits();
+    let value = if x.is_nan() { u32::MAX } else { bits ^ (((bits as i32) >> 31) as u32 | 0x8000_0000) };
+    u64::from(value) << 32 | u64::from(!(i as u32))
 }
 
 /// Keeps the best seen so far in `out`, sorted. The wide levels compile the same source again.

@@ -11,6 +11,24 @@ fn reference(x: &[f32], k: usize) -> Vec<i32> {
     order[..k].to_vec()
 }
 
+/// Without ties, so that a bound leaves few.
+#[test]
+fn the_largest_of_many_different_numbers() {
+    for cols in [256, 301, 1024, 40_001] {
+        let mut x = vec![0.0; 3 * cols];
+        crate::random::normal(&Pool::new(1), 5, 0, 0, &mut x);
+        (x[3], x[cols + 9], x[2 * cols - 1]) = (f32::NAN, f32::INFINITY, 9.0);
+        for k in [1, 8, 24, 48] {
+            let want: Vec<i32> = x.chunks(cols).flat_map(|x| reference(x, k)).collect();
+            for isa in Isa::available() {
+                let mut idx = vec![-1; 3 * k];
+                top_k(&Pool::with_isa(2, isa), 3, cols, k, &x, &mut idx);
+                assert_eq!(idx, want, "{k} of {cols} at {isa}");
+            }
+        }
+    }
+}
+
 /// Numbers with many ties, infinities, both zeros and some NaNs.
 fn row(len: usize, seed: u32, nan: bool) -> Vec<f32> {
     let mut state = seed;
@@ -29,7 +47,9 @@ fn row(len: usize, seed: u32, nan: bool) -> Vec<f32> {
 
 #[test]
 fn the_largest_in_order() {
-    for (cols, ks) in [(1, &[1][..]), (7, &[1, 3, 7]), (64, &[1, 2, 8, 64]), (500, &[1, 8, 40, 64, 65, 200, 500])] {
+    for (cols, ks) in
+        [(1, &[1][..]), (7, &[1, 3, 7]), (64, &[1, 2, 8, 64]), (500, &[1, 8, 40, 64, 65, 200, 500]), (5003, &[1, 7, 24, 48])]
+    {
         for nan in [false, true] {
             let rows = 9;
             let x: Vec<f32> = (0..rows).flat_map(|r| row(cols, 7 * r + 1, nan)).collect();
