@@ -3,7 +3,7 @@
 //! Each figure is the fastest of several short runs on all threads of the pool, with the instruction set of the pool. A kernel
 //! can come near a ceiling and not pass it; a reading above 100% means that the ceiling was disturbed while it was taken.
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 mod vector;
 
 use std::hint::black_box;
@@ -154,8 +154,8 @@ fn work(pool: &Pool, unit: fn(Isa) -> f64) -> f64 {
 /// One task of multiply-adds in registers; returns how many operations it took.
 fn float_work(isa: Isa) -> f64 {
     match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 => vector::float_work(isa),
+        #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+        _ if isa.is_wide() => vector::float_work(isa),
         _ => {
             const STEPS: usize = 20_000;
             let mut sums = [1.0f32; 16];
@@ -195,16 +195,16 @@ fn int8_work(isa: Isa) -> f64 {
 
 fn sum(isa: Isa, x: &[f32], ahead: usize) -> f32 {
     match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 => vector::sum(isa, x, ahead),
+        #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+        _ if isa.is_wide() => vector::sum(isa, x, ahead),
         _ => x.iter().sum(),
     }
 }
 
 fn scale(isa: Isa, x: &[f32], out: &mut [f32], stream: bool) {
     match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 => vector::scale(isa, x, out, stream),
+        #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+        _ if isa.is_wide() => vector::scale(isa, x, out, stream),
         _ => out.iter_mut().zip(x).for_each(|(out, x)| *out = 1.5 * x),
     }
 }

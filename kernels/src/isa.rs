@@ -8,6 +8,9 @@ use std::str::FromStr;
 pub enum Isa {
     /// Portable Rust; the specification of every kernel.
     Scalar,
+    /// NEON, which every 64-bit ARM processor has.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
     /// AVX2 with FMA and F16C.
     Avx2,
     /// AVX-512 F, BW, DQ, VL and VNNI (and everything of [`Isa::Avx2`]).
@@ -16,7 +19,11 @@ pub enum Isa {
 
 impl Isa {
     /// All levels, lowest first.
+    #[cfg(not(target_arch = "aarch64"))]
     pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
+    /// All levels, lowest first. No processor has both of these families, so one order does for both.
+    #[cfg(target_arch = "aarch64")]
+    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Neon, Isa::Avx2, Isa::Avx512];
 
     /// The best level that this CPU supports.
     pub fn detect() -> Isa {
@@ -35,7 +42,16 @@ impl Isa {
                 return Isa::Avx2;
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        return Isa::Neon;
+        #[cfg(not(target_arch = "aarch64"))]
         Isa::Scalar
+    }
+
+    /// Whether kernels have vectors at this level.
+    #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+    pub(crate) fn is_wide(self) -> bool {
+        self > Isa::Scalar
     }
 
     /// Every level that this CPU can run, lowest first (what parity tests loop over).
@@ -49,6 +65,8 @@ impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Isa::Scalar => "scalar",
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => "neon",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
         })
@@ -61,7 +79,8 @@ pub struct UnknownIsa(pub String);
 
 impl fmt::Display for UnknownIsa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "unknown instruction set `{}`; expected `scalar`, `avx2` or `avx512`", self.0)
+        let known = Isa::ALL.map(|isa| format!("`{isa}`")).join(", ");
+        write!(f, "unknown instruction set `{}`; the instruction sets are {known}", self.0)
     }
 }
 
@@ -73,6 +92,8 @@ impl FromStr for Isa {
     fn from_str(text: &str) -> Result<Isa, UnknownIsa> {
         match text {
             "scalar" => Ok(Isa::Scalar),
+            #[cfg(target_arch = "aarch64")]
+            "neon" => Ok(Isa::Neon),
             "avx2" => Ok(Isa::Avx2),
             "avx512" => Ok(Isa::Avx512),
             other => Err(UnknownIsa(other.to_owned())),

@@ -34,6 +34,6 @@ pub mod reduce;
 pub mod rope;
 pub mod topk;
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 mod simd;
 mod stream;

@@ -22,8 +22,8 @@ pub(crate) fn is_large(isa: Isa, len: usize, out: *const f32, inputs: &[*const f
 #[inline]
 pub(crate) unsafe fn copy(isa: Isa, src: *const f32, out: *mut f32, len: usize, next: *const f32) {
     match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 => vector::copy(isa, src, out, len, next),
+        #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+        _ if isa.is_wide() => vector::copy(isa, src, out, len, next),
         // SAFETY: promised by the caller.
         _ => unsafe { std::ptr::copy_nonoverlapping(src, out, len) },
     }
@@ -32,20 +32,20 @@ pub(crate) unsafe fn copy(isa: Isa, src: *const f32, out: *mut f32, len: usize, 
 /// Hints that the cache line of `p` will be read, one that lies where the processor would not look by itself; never faults.
 #[inline(always)]
 pub(crate) fn prefetch(p: *const f32) {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
     crate::simd::prefetch(p);
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(not(any(target_arch = "aarch64", target_arch = "x86_64")))]
     let _ = p;
 }
 
 /// Orders what was stored past the caches before what follows.
 #[inline]
 pub(crate) fn fence() {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
     crate::simd::fence();
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 mod vector {
     use crate::simd::{prefetch, simd_fn};
 

@@ -1,5 +1,6 @@
 //! The loops that reach the ceilings: independent chains enough to fill every pipeline, no memory but what is streamed.
 
+#[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{
     _mm256_add_epi16, _mm256_maddubs_epi16, _mm256_set1_epi8, _mm256_setzero_si256, _mm512_dpbusd_epi32, _mm512_set1_epi8,
     _mm512_setzero_si512,
@@ -28,6 +29,7 @@ simd_fn! {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(super) fn int8_work_avx512() -> f64 {
     let (a, b) = (black_box(_mm512_set1_epi8(3)), black_box(_mm512_set1_epi8(5)));
@@ -42,6 +44,7 @@ pub(super) fn int8_work_avx512() -> f64 {
 }
 
 /// Without a dot product instruction, pairs of products are summed in 16 bits.
+#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 pub(super) fn int8_work_avx2() -> f64 {
     let (a, b) = (black_box(_mm256_set1_epi8(1)), black_box(_mm256_set1_epi8(2)));

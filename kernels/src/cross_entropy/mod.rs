@@ -31,7 +31,7 @@ mod scalar;
 mod stream;
 #[cfg(test)]
 mod tests;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 mod vector;
 
 use crate::format::Weight;
@@ -292,8 +292,8 @@ impl Online {
 /// Turns raw logits into `z`.
 fn row_prepare(isa: Isa, spec: &Spec, logits: &mut [f32]) {
     match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 => vector::prepare(isa, spec, logits),
+        #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+        _ if isa.is_wide() => vector::prepare(isa, spec, logits),
         _ => scalar::prepare(spec, logits),
     }
 }
@@ -302,8 +302,8 @@ fn row_prepare(isa: Isa, spec: &Spec, logits: &mut [f32]) {
 fn row_online(isa: Isa, bend: f32, z: &mut [f32], state: &mut Online) -> f32 {
     let before = state.top;
     let sum = match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 => vector::online(isa, bend, z, &mut state.top),
+        #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+        _ if isa.is_wide() => vector::online(isa, bend, z, &mut state.top),
         _ => scalar::online(bend, z, &mut state.top),
     };
     // Nothing was added before the first tile, and infinities have no difference.
@@ -316,8 +316,8 @@ fn row_online(isa: Isa, bend: f32, z: &mut [f32], state: &mut Online) -> f32 {
 fn row_gradient(isa: Isa, gradient: scalar::Gradient, z: &mut [f32], target: usize, lse: f32) {
     let at_target = z.get(target).map(|&z| gradient.value(z, lse) + gradient.target(z));
     match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 => vector::gradient(isa, gradient, lse, z),
+        #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+        _ if isa.is_wide() => vector::gradient(isa, gradient, lse, z),
         _ => scalar::gradient(gradient, lse, z),
     }
     if let Some(value) = at_target {

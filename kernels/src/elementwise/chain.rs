@@ -4,14 +4,14 @@ use super::program::{Link, Register};
 use super::scalar::{binary_value, unary_value};
 use super::{Binary, Unary};
 use crate::isa::Isa;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 use crate::simd::{AHEAD, Simd, prefetch, put_up_to, simd_fn};
 
 /// An operation of a pass, with its operand in memory if it has one.
 pub(super) type Step = (Link, Register);
 
 /// Vectors that pass through the operations together, so that choosing each operation costs little.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 const WAYS: usize = 8;
 
 /// `out[i]` is `head[i]` after all `steps`.
@@ -21,8 +21,8 @@ const WAYS: usize = 8;
 /// which stores past the caches, `out` is aligned to a vector.
 pub(super) unsafe fn run(isa: Isa, past: bool, head: Register, steps: &[Step], out: *mut f32, len: usize) {
     match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 => vector(isa, past, head, steps, out, len),
+        #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+        _ if isa.is_wide() => vector(isa, past, head, steps, out, len),
         // SAFETY: promised by the caller.
         _ => unsafe { scalar(head, steps, out, len) },
     }
@@ -42,7 +42,7 @@ unsafe fn scalar(head: Register, steps: &[Step], out: *mut f32, len: usize) {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 simd_fn! {
     /// Callers uphold the contract of [`run`].
     fn vector<S>(s, past: bool, head: Register, steps: &[Step], out: *mut f32, len: usize) {
@@ -64,7 +64,7 @@ simd_fn! {
 ///
 /// # Safety
 /// As [`run`], for so many elements.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 #[inline(always)]
 unsafe fn round<S: Simd, const N: usize>(s: S, past: bool, head: Register, steps: &[Step], out: *mut f32, i: usize, n: usize) {
     // SAFETY: promised by the caller.
@@ -100,7 +100,7 @@ unsafe fn round<S: Simd, const N: usize>(s: S, past: bool, head: Register, steps
 
 /// # Safety
 /// As [`round`].
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 #[inline(always)]
 unsafe fn load<S: Simd, const N: usize>(s: S, past: bool, from: Register, i: usize, n: usize) -> [S::F; N] {
     // SAFETY: promised by the caller; one number is there for all lanes.
@@ -120,13 +120,13 @@ unsafe fn load<S: Simd, const N: usize>(s: S, past: bool, from: Register, i: usi
     }
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 #[inline(always)]
 fn each<F: Copy, const N: usize>(v: &mut [F; N], f: impl Fn(F) -> F) {
     v.iter_mut().for_each(|v| *v = f(*v));
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 #[inline(always)]
 fn both<F: Copy, const N: usize>(v: &mut [F; N], b: [F; N], f: impl Fn(F, F) -> F) {
     v.iter_mut().zip(b).for_each(|(v, b)| *v = f(*v, b));

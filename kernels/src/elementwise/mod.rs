@@ -23,7 +23,7 @@ mod program;
 mod scalar;
 #[cfg(test)]
 mod tests;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 mod vector;
 
 pub use program::{Binary, Broadcast, Instr, InvalidProgram, Program, Unary};
@@ -415,8 +415,8 @@ unsafe fn unary(isa: Isa, op: Unary, past: bool, x: *const f32, out: *mut f32, l
     // SAFETY: promised by the caller; the pool vouches for the instruction set.
     unsafe {
         match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 | Isa::Avx512 => vector::unary(isa, op, past, x, out, len),
+            #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+            _ if isa.is_wide() => vector::unary(isa, op, past, x, out, len),
             _ => scalar::unary(op, x, out, len),
         }
     }
@@ -428,8 +428,8 @@ unsafe fn binary(isa: Isa, op: Binary, past: bool, a: Register, b: Register, out
     // SAFETY: promised by the caller; the pool vouches for the instruction set.
     unsafe {
         match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 | Isa::Avx512 => vector::binary(isa, op, past, a, b, out, len),
+            #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+            _ if isa.is_wide() => vector::binary(isa, op, past, a, b, out, len),
             _ => scalar::binary(op, a, b, out, len),
         }
     }
@@ -441,8 +441,8 @@ unsafe fn select(isa: Isa, operands: [Register; 3], out: *mut f32, len: usize) {
     // SAFETY: promised by the caller; the pool vouches for the instruction set.
     unsafe {
         match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 | Isa::Avx512 => vector::select(isa, operands, out, len),
+            #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+            _ if isa.is_wide() => vector::select(isa, operands, out, len),
             _ => scalar::select(operands, out, len),
         }
     }

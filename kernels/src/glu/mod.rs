@@ -7,10 +7,9 @@
 mod scalar;
 #[cfg(test)]
 mod tests;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 mod vector;
 
-use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::stream;
 
@@ -60,8 +59,8 @@ pub unsafe fn glu_raw(pool: &Pool, f: Gate, len: usize, gate: *const f32, up: *c
         unsafe {
             let ([gate, up], [out]) = data.at(start);
             match pool.isa() {
-                #[cfg(target_arch = "x86_64")]
-                isa @ (Isa::Avx2 | Isa::Avx512) => vector::forward(isa, f, past, len, gate, up, out),
+                #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+                isa if isa.is_wide() => vector::forward(isa, f, past, len, gate, up, out),
                 _ => scalar::forward(f, len, gate, up, out),
             }
         }
@@ -101,8 +100,8 @@ pub unsafe fn glu_bwd_raw(pool: &Pool, f: Gate, len: usize, inputs: [*const f32;
         unsafe {
             let (inputs, outputs) = data.at(start);
             match pool.isa() {
-                #[cfg(target_arch = "x86_64")]
-                isa @ (Isa::Avx2 | Isa::Avx512) => vector::backward(isa, f, past, len, inputs, outputs),
+                #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+                isa if isa.is_wide() => vector::backward(isa, f, past, len, inputs, outputs),
                 _ => scalar::backward(f, len, inputs, outputs),
             }
         }

@@ -5,7 +5,7 @@
 
 mod rows;
 mod strided;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 mod vector;
 
 pub use rows::{Base, gather_rows, scatter_add_rows};

@@ -92,8 +92,8 @@ const TOGETHER: usize = 8;
 /// `out = base`, then `out += src[row]` for all rows that are added.
 fn sum(isa: Isa, past: bool, base: Base<'_>, added: &[u32], src: &[f32], next: *const f32, out: &mut [f32]) {
     match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 => {
+        #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+        _ if isa.is_wide() => {
             let mut from = match base {
                 Base::Zero => std::ptr::null(),
                 Base::InPlace if added.is_empty() => return,

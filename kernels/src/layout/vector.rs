@@ -1,6 +1,6 @@
 //! Sums of rows on wide vectors.
 
-use crate::simd::{Simd, prefetch, put_up_to, simd_fn};
+use crate::simd::{prefetch, put_up_to, simd_fn};
 
 simd_fn! {
     /// `out = base`, zeros if it is null, then `out += src[row]` for `rows` in order. Fetches what lies behind `base`, and the row at

@@ -9,10 +9,9 @@
 mod scalar;
 #[cfg(test)]
 mod tests;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 mod vector;
 
-use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool};
 use crate::stream;
 
@@ -53,8 +52,8 @@ pub fn rms_norm(
             // SAFETY: each row belongs to one task.
             let y = unsafe { y.slice(start, d) };
             *inv_rms = match pool.isa() {
-                #[cfg(target_arch = "x86_64")]
-                isa @ (Isa::Avx2 | Isa::Avx512) => vector::forward(isa, past, x, w, eps, offset, y),
+                #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+                isa if isa.is_wide() => vector::forward(isa, past, x, w, eps, offset, y),
                 _ => scalar::forward(x, w, eps, offset, y),
             };
         }
@@ -91,8 +90,8 @@ pub fn rms_norm_dx(
             let row = task * per_task + index;
             let (x, dy) = (&x[row * d..][..d], &dy[row * d..][..d]);
             match pool.isa() {
-                #[cfg(target_arch = "x86_64")]
-                isa @ (Isa::Avx2 | Isa::Avx512) => {
+                #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+                isa if isa.is_wide() => {
                     vector::dx(isa, past, x, w, offset, inv_rms[row], dy, dx);
                 }
                 _ => scalar::dx(x, w, offset, inv_rms[row], dy, dx),
@@ -123,8 +122,8 @@ pub fn rms_norm_dw(pool: &Pool, rows: usize, d: usize, x: &[f32], inv_rms: &[f32
         for row in range {
             let (x, dy) = (&x[row * d..][..d], &dy[row * d..][..d]);
             match pool.isa() {
-                #[cfg(target_arch = "x86_64")]
-                isa @ (Isa::Avx2 | Isa::Avx512) => vector::dw(isa, x, inv_rms[row], dy, partial),
+                #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+                isa if isa.is_wide() => vector::dw(isa, x, inv_rms[row], dy, partial),
                 _ => scalar::dw(x, inv_rms[row], dy, partial),
             }
         }

@@ -1,6 +1,7 @@
 //! Parity with scalar code, threads, and gradients against finite differences.
 
 use super::*;
+use crate::isa::Isa;
 
 fn values(len: usize, seed: u64) -> Vec<f32> {
     let mut x = vec![0.0; len];

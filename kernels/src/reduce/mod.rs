@@ -10,7 +10,7 @@ mod scalar;
 mod segment;
 #[cfg(test)]
 mod tests;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 mod vector;
 
 pub use segment::segment_reduce;
@@ -67,8 +67,8 @@ pub fn reduce(pool: &Pool, op: Reduce, outer: usize, len: usize, inner: usize, x
             // SAFETY: each part of `out` belongs to one task.
             let out = unsafe { out.slice(index * inner + column, width) };
             match isa {
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 | Isa::Avx512 => vector::columns(isa, op, x, inner, column, out),
+                #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+                _ if isa.is_wide() => vector::columns(isa, op, x, inner, column, out),
                 _ => scalar::columns(op, x, inner, column, out),
             }
         });
@@ -98,8 +98,8 @@ pub fn reduce(pool: &Pool, op: Reduce, outer: usize, len: usize, inner: usize, x
 /// The reduction of a row, before [`scalar::finish`].
 fn row_value(isa: Isa, op: Reduce, x: &[f32]) -> f64 {
     match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 => vector::row(isa, op, x),
+        #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+        _ if isa.is_wide() => vector::row(isa, op, x),
         _ => scalar::row(op, x),
     }
 }
@@ -119,8 +119,8 @@ pub fn softmax(pool: &Pool, rows: usize, cols: usize, x: &[f32], out: &mut [f32]
             for (x, out) in x.chunks_exact(cols).zip(out.chunks_exact_mut(cols)) {
                 let terms = if past { row.as_mut_ptr() } else { out.as_mut_ptr() };
                 match pool.isa() {
-                    #[cfg(target_arch = "x86_64")]
-                    isa @ (Isa::Avx2 | Isa::Avx512) => vector::softmax(isa, past, x, terms, out),
+                    #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+                    isa if isa.is_wide() => vector::softmax(isa, past, x, terms, out),
                     _ => scalar::softmax(x, out),
                 }
             }
@@ -146,8 +146,8 @@ pub fn softmax_dx(pool: &Pool, rows: usize, cols: usize, y: &[f32], dy: &[f32], 
             let range = start + index * cols..start + (index + 1) * cols;
             let (y, dy) = (&y[range.clone()], &dy[range]);
             match pool.isa() {
-                #[cfg(target_arch = "x86_64")]
-                isa @ (Isa::Avx2 | Isa::Avx512) => vector::softmax_dx(isa, past, y, dy, dx),
+                #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+                isa if isa.is_wide() => vector::softmax_dx(isa, past, y, dy, dx),
                 _ => scalar::softmax_dx(y, dy, dx),
             }
         }

@@ -1,7 +1,6 @@
 //! Reduction of rows by segment number. The rows of a segment may lie anywhere; they are sorted by segment first.
 
 use super::{GRAIN, Reduce, scalar};
-use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool};
 
 /// Most columns of one task: their sums leave room in the first-level cache for the rows.
@@ -41,8 +40,8 @@ pub fn segment_reduce(pool: &Pool, op: Reduce, n: usize, d: usize, x: &[f32], se
             let out = unsafe { out.slice(segment * d + column, width) };
             match pool.isa() {
                 _ if rows.is_empty() && op == Reduce::Mean => out.fill(0.0),
-                #[cfg(target_arch = "x86_64")]
-                isa @ (Isa::Avx2 | Isa::Avx512) => super::vector::picked(isa, op, rows, x, d, column, out),
+                #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+                isa if isa.is_wide() => super::vector::picked(isa, op, rows, x, d, column, out),
                 _ => scalar::picked(op, rows, x, d, column, out),
             }
         }

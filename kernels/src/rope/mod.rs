@@ -11,11 +11,10 @@
 mod scalar;
 #[cfg(test)]
 mod tests;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 mod vector;
 
 use crate::gemm::scratch::with_scratch;
-use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::stream;
 
@@ -104,8 +103,8 @@ pub unsafe fn rope_raw(pool: &Pool, rope: Rope<'_>, positions: &[i32], x: *const
                 unsafe {
                     let (x, out) = (data.x.add(token * width), data.out.add(token * width));
                     match pool.isa() {
-                        #[cfg(target_arch = "x86_64")]
-                        isa @ (Isa::Avx2 | Isa::Avx512) => {
+                        #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+                        isa if isa.is_wide() => {
                             let steepest = steepest * at.iter().fold(0.0f32, |a, at| a.max(at.abs()));
                             if steepest <= vector::LARGEST {
                                 vector::angles(isa, &rope, at, &mut cos[..pairs], &mut sin[..pairs]);
@@ -132,7 +131,7 @@ pub unsafe fn rope_raw(pool: &Pool, rope: Rope<'_>, positions: &[i32], x: *const
 }
 
 /// Repeats each cosine and sine for both of its neighbours, the first sine negative.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 fn spread(cos: &mut [f32], sin: &mut [f32], pairs: usize) {
     for i in (0..pairs).rev() {
         (cos[2 * i], cos[2 * i + 1]) = (cos[i], cos[i]);

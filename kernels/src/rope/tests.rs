@@ -1,6 +1,7 @@
 //! Parity with scalar code, the inverse, and both layouts.
 
 use super::*;
+use crate::isa::Isa;
 
 fn case(layout: Layout, inv_freq: &[f32], head_dim: usize, inverse: bool) -> Rope<'_> {
     Rope { n: 9, heads: 3, head_dim, rotary_dim: 2 * inv_freq.len(), layout, inv_freq, attn_scale: 1.0, inverse, rows: &[] }

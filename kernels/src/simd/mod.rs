@@ -5,14 +5,22 @@
 //! generic over the token, and are inlined into such a function for each level. There is no
 //! one-lane implementation: at the scalar level a family runs its `scalar.rs`.
 
+#[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 pub(crate) mod math;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 #[cfg(test)]
 mod tests;
 
+#[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::Neon;
 
 /// Vectors of `LANES` floats and masks over them.
 ///
@@ -170,17 +178,25 @@ macro_rules! simd_fn {
             #[inline(always)]
             #[allow(clippy::too_many_arguments, reason = "kernels take sizes and operands flat")]
             fn body<$S: $crate::simd::Simd>($s: $S $(, $arg: $ty)*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
             #[allow(clippy::too_many_arguments, reason = "kernels take sizes and operands flat")]
             fn avx512($($arg: $ty),*) $(-> $ret)? {
                 body($crate::simd::Avx512::new() $(, $arg)*)
             }
+            #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
             #[allow(clippy::too_many_arguments, reason = "kernels take sizes and operands flat")]
             fn avx2($($arg: $ty),*) $(-> $ret)? {
                 body($crate::simd::Avx2::new() $(, $arg)*)
             }
+            #[cfg(target_arch = "aarch64")]
+            {
+                let _ = isa;
+                body($crate::simd::Neon::new() $(, $arg)*)
+            }
             // SAFETY: the level comes from a pool, which has checked it against the CPU.
+            #[cfg(target_arch = "x86_64")]
             unsafe {
                 if isa >= $crate::isa::Isa::Avx512 { avx512($($arg),*) } else { avx2($($arg),*) }
             }
@@ -193,14 +209,25 @@ pub(crate) use simd_fn;
 #[inline(always)]
 pub(crate) fn prefetch(p: *const f32) {
     // SAFETY: a prefetch accesses nothing.
-    unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast()) };
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast())
+    };
+    // SAFETY: as above.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) p, options(readonly, nostack, preserves_flags))
+    };
 }
 
 /// Orders [`Simd::store_stream`] before what follows.
 #[inline(always)]
 pub(crate) fn fence() {
-    // SAFETY: every x86-64 has it.
-    unsafe { std::arch::x86_64::_mm_sfence() };
+    // SAFETY: every x86-64 has it. Elsewhere those are stores like any other.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_sfence()
+    };
 }
 
 /// Vectors of one round of a loop over elements: enough to hide what the loop itself costs.

@@ -7,12 +7,11 @@
 
 use std::cmp::Ordering;
 
-use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool};
 
 #[cfg(test)]
 mod tests;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 mod vector;
 
 /// Elements that are worth a task of their own.
@@ -22,7 +21,7 @@ const GRAIN: usize = 16 * 1024;
 const LIST: usize = 64;
 
 /// Most elements that reach the bound of a row.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 const KEPT: usize = 128;
 
 /// Elements that are compared with the list's end at once.
@@ -45,8 +44,8 @@ pub fn top_k(pool: &Pool, rows: usize, cols: usize, k: usize, x: &[f32], idx: &m
             let x = &x[row * cols..][..cols];
             match pool.isa() {
                 _ if k > LIST => select(x, out),
-                #[cfg(target_arch = "x86_64")]
-                isa @ (Isa::Avx2 | Isa::Avx512) => {
+                #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+                isa if isa.is_wide() => {
                     if !vector::filter(isa, x, out) {
                         vector::list(isa, x, out);
                     }
@@ -64,7 +63,7 @@ fn order(x: &[f32], a: i32, b: i32) -> Ordering {
 }
 
 /// A number that is larger for what comes earlier in the [`order`]; its low half is the index, inverted.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 #[inline(always)]
 fn key(x: f32, i: usize) -> u64 {
     // Adding makes one zero of two.

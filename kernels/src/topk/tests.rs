@@ -1,4 +1,5 @@
 use super::*;
+use crate::isa::Isa;
 
 /// A stable sort by descending number, NaNs first.
 fn reference(x: &[f32], k: usize) -> Vec<i32> {

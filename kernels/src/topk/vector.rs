@@ -1,7 +1,7 @@
 //! The scan for candidates on wide vectors.
 
 use super::{KEPT, key};
-use crate::simd::{AHEAD, Simd, WAYS, prefetch, simd_fn};
+use crate::simd::{AHEAD, WAYS, prefetch, simd_fn};
 
 /// Rows up to this length stay in the first-level cache while the next one is fetched.
 const NEAR: usize = 4096;

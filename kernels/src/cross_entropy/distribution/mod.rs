@@ -20,7 +20,7 @@
 mod scalar;
 #[cfg(test)]
 mod tests;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 mod vector;
 
 use super::stream::{self, Stream};
@@ -269,8 +269,8 @@ impl Moment {
     fn add(&mut self, isa: Isa, z: &[f32], other: Option<&[f32]>) {
         let before = self.top;
         let [sum, cross] = match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 | Isa::Avx512 => vector::moment(isa, z, other, &mut self.top),
+            #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+            _ if isa.is_wide() => vector::moment(isa, z, other, &mut self.top),
             _ => scalar::moment(z, other, &mut self.top),
         };
         let factor = if before == self.top { 1.0 } else { f64::from(before - self.top).exp() };
@@ -288,8 +288,8 @@ struct Chain {
 
 fn row_entropy(isa: Isa, chain: Chain, lse: f32, entropy: f32, z: &mut [f32]) {
     match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 => vector::entropy(isa, chain, lse, entropy, z),
+        #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+        _ if isa.is_wide() => vector::entropy(isa, chain, lse, entropy, z),
         _ => scalar::entropy(chain, lse, entropy, z),
     }
 }
@@ -297,16 +297,16 @@ fn row_entropy(isa: Isa, chain: Chain, lse: f32, entropy: f32, z: &mut [f32]) {
 /// Both terms of the divergence from a mixture.
 fn row_mixture(isa: Isa, alpha: f32, lse: [f32; 2], p: &[f32], q: &[f32]) -> [f64; 2] {
     match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 => vector::mixture(isa, alpha, lse, p, q),
+        #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+        _ if isa.is_wide() => vector::mixture(isa, alpha, lse, p, q),
         _ => scalar::mixture(alpha, lse, p, q),
     }
 }
 
 fn row_divergence(isa: Isa, alpha: f32, chain: Chain, lse: [f32; 2], share: f32, p: &mut [f32], q: &[f32]) {
     match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 => vector::divergence(isa, alpha, chain, lse, share, p, q),
+        #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+        _ if isa.is_wide() => vector::divergence(isa, alpha, chain, lse, share, p, q),
         _ => scalar::divergence(alpha, chain, lse, share, p, q),
     }
 }
