@@ -7,8 +7,10 @@
 use std::ops::Range;
 
 use crate::format::{Format, Weight};
+use crate::gemm::scratch::with_scratch;
 use crate::isa::Isa;
 use crate::pool::Pool;
+use crate::stream;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
@@ -96,11 +98,32 @@ fn each_row(pool: &Pool, weight: &Weight<'_>, out: &mut [f32], source: impl Fn(u
     if out.is_empty() {
         return;
     }
-    let rows = (VALUES / weight.cols).max(1);
+    let (isa, rows) = (pool.isa(), (VALUES / weight.cols).max(1));
+    let past = weight.cols.is_multiple_of(16) && stream::is_large(isa, out.len(), out.as_ptr(), &[]);
     pool.run_pieces(out, rows * weight.cols, |piece, out| {
-        for (r, out) in out.chunks_exact_mut(weight.cols).enumerate() {
-            let bytes = weight.row(source(piece * rows + r));
-            dequantize_with(pool.isa(), weight.format, bytes, out);
+        let row = |r: usize| weight.row(source(piece * rows + r));
+        let last = out.len() / weight.cols - 1;
+        with_scratch(if past { weight.cols } else { 0 }, |scratch| {
+            for (r, out) in out.chunks_exact_mut(weight.cols).enumerate() {
+                if past {
+                    dequantize_with(isa, weight.format, row(r), scratch);
+                    let next = row(last.min(r + 1));
+                    // Encoded rows are short enough to be fetched at once.
+                    let ahead = if weight.format == Format::F32 {
+                        next.as_ptr().cast()
+                    } else {
+                        next.chunks(64).for_each(|line| stream::prefetch(line.as_ptr().cast()));
+                        scratch.as_ptr()
+                    };
+                    // SAFETY: a row each.
+                    unsafe { stream::copy(isa, scratch.as_ptr(), out.as_mut_ptr(), weight.cols, ahead) };
+                } else {
+                    dequantize_with(isa, weight.format, row(r), out);
+                }
+            }
+        });
+        if past {
+            stream::fence();
         }
     });
 }

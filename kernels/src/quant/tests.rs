@@ -147,9 +147,12 @@ fn gather_picks_rows() {
         let weight = Weight::new(Format::Q8_0, rows, cols, &bytes);
         let mut all = vec![0.0; rows * cols];
         dequantize_rows(&pool, &weight, 0..rows, &mut all);
-        let ids = [8, 0, 3, 3];
-        let mut out = vec![0.0; ids.len() * cols];
-        gather_rows(&pool, &weight, &ids, &mut out);
+        // As many as go past the caches.
+        let ids: Vec<i32> = [8, 0, 3, 3].into_iter().cycle().take(100).collect();
+        let mut room = vec![0.0; ids.len() * cols + 16];
+        let first = room.as_ptr().align_offset(64);
+        let out = &mut room[first..][..ids.len() * cols];
+        gather_rows(&pool, &weight, &ids, out);
         for (row, &id) in out.chunks(cols).zip(&ids) {
             assert_eq!(row, &all[id as usize * cols..][..cols]);
         }

@@ -2,7 +2,7 @@
 //! exponentials need code of their own.
 
 use super::{Reduce, scalar};
-use crate::simd::{Simd, WAYS, map_to, map2_to, math, prefetch, simd_fn};
+use crate::simd::{AHEAD, Simd, WAYS, map_to, map2_to, math, prefetch, simd_fn};
 
 /// Vectors whose exponentials are summed in `f32` before they are added to an `f64`.
 const BLOCK: usize = 64;
@@ -10,12 +10,20 @@ const BLOCK: usize = 64;
 /// Sums of exponentials that do not wait for each other.
 const PAIR: usize = 2;
 
-/// `sum(e^(x - top))`, storing the terms in `out` if there is one. Fetches what lies behind `x`: most often the next row.
+/// Longer rows do not stay in the first-level cache beside the next one.
+const NEAR: usize = 4096;
+
+/// How far to fetch ahead in rows of `len`: most often the next row follows.
+fn ahead(len: usize) -> usize {
+    if len <= NEAR { len } else { AHEAD }
+}
+
+/// `sum(e^(x - top))`, storing the terms in `out` if there is one.
 #[inline(always)]
 fn exp_sum<S: Simd>(s: S, x: &[f32], top: f32, out: Option<*mut f32>) -> f64 {
     let (shift, unit) = (s.splat(top), s.splat(std::f32::consts::LOG2_E));
     let mut sum = 0.0;
-    let step = PAIR * S::LANES;
+    let (step, ahead) = (PAIR * S::LANES, ahead(x.len()));
     for start in (0..x.len()).step_by(BLOCK * S::LANES) {
         let end = x.len().min(start + BLOCK * S::LANES);
         let whole = end - (end - start) % step;
@@ -23,7 +31,7 @@ fn exp_sum<S: Simd>(s: S, x: &[f32], top: f32, out: Option<*mut f32>) -> f64 {
         for i in (start..whole).step_by(step) {
             for (way, acc) in acc.iter_mut().enumerate() {
                 let i = i + way * S::LANES;
-                prefetch(x.as_ptr().wrapping_add(x.len() + i));
+                prefetch(x.as_ptr().wrapping_add(i + ahead));
                 // SAFETY: the vector lies below `whole`; `out` has room for the row.
                 unsafe {
                     let e = math::exp2(s, s.mul(s.sub(s.load(x.as_ptr().add(i)), shift), unit));
@@ -117,13 +125,13 @@ simd_fn! {
     pub(super) fn softmax_dx<S>(s, past: bool, y: &[f32], dy: &[f32], dx: &mut [f32]) {
         let len = y.len();
         assert!(dy.len() == len && dx.len() == len);
-        let mut dot = 0.0;
+        let (mut dot, ahead) = (0.0, ahead(len));
         for start in (0..len).step_by(BLOCK * S::LANES) {
             let end = len.min(start + BLOCK * S::LANES);
             let mut acc = s.zero();
             for i in (start..end).step_by(S::LANES) {
                 for next in [y, dy] {
-                    prefetch(next.as_ptr().wrapping_add(len + i));
+                    prefetch(next.as_ptr().wrapping_add(i + ahead));
                 }
                 // SAFETY: below the length of both slices.
                 acc = unsafe {

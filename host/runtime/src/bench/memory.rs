@@ -5,8 +5,8 @@
 //! ceiling.
 
 use swift_graph::op::{
-    BinaryOp, Gate, GatherRows, Glu, GluBackward, ReduceOp, RmsNorm, RmsNormDx, Rope, RopeLayout, ScatterRows, SegmentReduce,
-    Softmax, SoftmaxDx, TopK, UnaryOp,
+    BinaryOp, Embed, EmbedDw, Gate, GatherRows, Glu, GluBackward, ReduceOp, RmsNorm, RmsNormDx, Rope, RopeLayout, ScatterRows,
+    SegmentReduce, Softmax, SoftmaxDx, TopK, UnaryOp,
 };
 use swift_graph::{Dim, Float, NodeId};
 
@@ -127,6 +127,14 @@ pub(super) fn cases() -> Vec<Build> {
         far("scatter-add-rows", 3, |c| {
             let (base, rows, x) = (c.x(&SHAPE)?, shuffled(c)?, c.x(&SHAPE)?);
             Ok(c.graph.push(ScatterRows { accumulate: true }, &[base, rows, x])?)
+        }),
+        far("embed", 2, |c| {
+            let (table, ids) = (c.w(Format::F32, &SHAPE)?, shuffled(c)?);
+            Ok(c.graph.push(Embed, &[table, ids])?)
+        }),
+        far("embed-dw", 2, |c| {
+            let (ids, d) = (shuffled(c)?, c.x(&SHAPE)?);
+            Ok(c.graph.push(EmbedDw { vocab: Dim::fixed(ROWS as u64) }, &[d, ids])?)
         }),
         // These read and write next to nothing.
         streamed("segment-sum", ROWS, 1.0, Bound::Read, |c| {
