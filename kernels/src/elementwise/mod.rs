@@ -1,11 +1,12 @@
 //! Fused elementwise programs: a straight-line list of operations, run tile by tile in cache.
 //!
 //! A [`Program`] is in single-assignment form: instruction `i` writes register `i`.
-//! A register holds one tile of a logical `[rows, cols]` matrix (at most [`TILE`] floats, fewer where
+//! A register holds one tile of a logical `[rows, cols]` matrix (mostly [`TILE`] floats, fewer where
 //! many are live, so that all of them fit the first-level cache); values that do not depend on
-//! the tile are one number, computed once per task. Inputs may be broadcast, outputs are full. While a tile is
-//! computed the operands of the next one are fetched, a part after each instruction, so that memory
-//! and arithmetic overlap.
+//! the tile are one number, computed once per task. Inputs may be broadcast, outputs are full. Simple
+//! operations that follow each other (sums, products, signs, bounds) are one pass over the tile, in vector
+//! registers; a program that is one pass streams from memory to memory. Of others the operands of the next
+//! tile are fetched while one is computed, a part after each pass, so that memory and arithmetic overlap.
 //!
 //! The operations overwrite their outputs. Error of the vector code against the correctly
 //! rounded result is at most `2e-6` relative, except for `Sin`, `Cos` (`2e-6` absolute) and
@@ -35,7 +36,7 @@ use crate::pool::Pool;
 use crate::stream;
 use program::{Link, PASS, Place, Plan, Register};
 
-/// Most floats of one register tile: what an instruction costs beside its loop is small against 8 KiB.
+/// Most floats of one register tile, except in programs of one pass: what an instruction costs beside its loop is small against 8 KiB.
 pub const TILE: usize = 2048;
 
 /// Floats of all live tiles: most of a first-level cache of 32 KiB, or two thirds of one of 48.
