@@ -73,11 +73,8 @@ fn largest<S: Simd>(s: S, x: &[f32]) -> f32 {
             *acc = unsafe { s.max(s.load(x.as_ptr().add(i + way * S::LANES)), *acc) };
         }
     }
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    let all = s.max(s.max(acc[0], acc[1]), s.max(acc[2], acc[3]));
-    // SAFETY: a vector has at most 16 lanes.
-    unsafe { s.store(lanes.as_mut_ptr(), all) };
-    lanes.iter().chain(&x[whole..]).fold(f32::NEG_INFINITY, |a, &x| a.max(x))
+    let top = s.top(s.max(s.max(acc[0], acc[1]), s.max(acc[2], acc[3])));
+    x[whole..].iter().fold(top, |a, &x| a.max(x))
 }
 
 simd_fn! {

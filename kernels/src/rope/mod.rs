@@ -88,16 +88,19 @@ pub unsafe fn rope_raw(pool: &Pool, rope: Rope<'_>, positions: &[i32], x: *const
     let data = Buffers { x, out };
     pool.run(rope.n.div_ceil(per_task), &|task| {
         let data = &data;
-        with_scratch(5 * pairs, |scratch| {
+        with_scratch(7 * pairs, |scratch| {
             let (at, rest) = scratch.split_at_mut(pairs);
-            let (cos, rest) = rest.split_at_mut(2 * pairs);
-            let sin = &mut rest[..2 * pairs];
+            let (cos, rest) = rest.split_at_mut(pairs);
+            let (sin, rest) = rest.split_at_mut(pairs);
+            let (cosines, sines) = rest.split_at_mut(2 * pairs);
             for token in task * per_task..rope.n.min((task + 1) * per_task) {
-                if rope.rows.is_empty() {
+                let farthest = if rope.rows.is_empty() {
                     at.fill(positions[token] as f32);
+                    (positions[token] as f32).abs()
                 } else {
                     at.iter_mut().zip(rope.rows).for_each(|(at, &row)| *at = positions[usize::from(row) * rope.n + token] as f32);
-                }
+                    at.iter().fold(0.0f32, |a, at| a.max(at.abs()))
+                };
                 // SAFETY: the token lies inside both buffers; the input is read only by this task
                 // if it is also the output.
                 unsafe {
@@ -105,16 +108,17 @@ pub unsafe fn rope_raw(pool: &Pool, rope: Rope<'_>, positions: &[i32], x: *const
                     match pool.isa() {
                         #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
                         isa if isa.is_wide() => {
-                            let steepest = steepest * at.iter().fold(0.0f32, |a, at| a.max(at.abs()));
-                            if steepest <= vector::LARGEST {
-                                vector::angles(isa, &rope, at, &mut cos[..pairs], &mut sin[..pairs]);
+                            if steepest * farthest <= vector::LARGEST {
+                                vector::angles(isa, &rope, at, cos, sin);
                             } else {
                                 scalar::angles(&rope, at, cos, sin);
                             }
                             if rope.layout == Layout::Interleaved {
-                                spread(cos, sin, pairs);
+                                vector::spread(isa, cos, sin, [cosines, sines]);
+                                vector::rotate(isa, past, &rope, cosines, sines, x, out);
+                            } else {
+                                vector::rotate(isa, past, &rope, cos, sin, x, out);
                             }
-                            vector::rotate(isa, past, &rope, cos, sin, x, out);
                         }
                         _ => {
                             scalar::angles(&rope, at, cos, sin);
@@ -128,15 +132,6 @@ pub unsafe fn rope_raw(pool: &Pool, rope: Rope<'_>, positions: &[i32], x: *const
             stream::fence();
         }
     });
-}
-
-/// Repeats each cosine and sine for both of its neighbours, the first sine negative.
-#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
-fn spread(cos: &mut [f32], sin: &mut [f32], pairs: usize) {
-    for i in (0..pairs).rev() {
-        (cos[2 * i], cos[2 * i + 1]) = (cos[i], cos[i]);
-        (sin[2 * i], sin[2 * i + 1]) = (-sin[i], sin[i]);
-    }
 }
 
 /// Shared by tasks that touch disjoint tokens.

@@ -17,11 +17,25 @@ simd_fn! {
 }
 
 simd_fn! {
+    /// Repeats each cosine and sine for both of its neighbours, the first sine negative.
+    pub(super) fn spread<S>(_s, cos: &[f32], sin: &[f32], both: [&mut [f32]; 2]) {
+        let [cosines, sines] = both;
+        for (to, &cos) in cosines.chunks_exact_mut(2).zip(cos) {
+            (to[0], to[1]) = (cos, cos);
+        }
+        for (to, &sin) in sines.chunks_exact_mut(2).zip(sin) {
+            (to[0], to[1]) = (-sin, sin);
+        }
+    }
+}
+
+simd_fn! {
     /// As [`scalar::rotate`], for neighbours with each cosine twice and each sine twice, first negative. Callers uphold its contract;
     /// if `past`, the result goes past the caches, and parts of heads are whole lines. Fetches the next token meanwhile.
     pub(super) fn rotate<S>(s, past: bool, rope: &Rope<'_>, cos: &[f32], sin: &[f32], x: *const f32, out: *mut f32) {
         let (turned, next) = (rope.rotary_dim, rope.heads * rope.head_dim);
-        assert!(cos.len() >= turned && sin.len() >= turned);
+        let angles = if rope.layout == Layout::Halves { turned / 2 } else { turned };
+        assert!(cos.len() >= angles && sin.len() >= angles);
         for head in 0..rope.heads {
             // SAFETY: every access is below `head_dim` of a head of the token, or below `rotary_dim` of the angles.
             unsafe {
