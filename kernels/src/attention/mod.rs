@@ -23,23 +23,24 @@
 
 #![allow(clippy::too_many_arguments, reason = "a kernel names its sizes, inputs and outputs")]
 
-#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+#[cfg(target_arch = "x86_64")]
 mod backward;
 mod cache;
-#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+#[cfg(target_arch = "x86_64")]
 mod forward;
-#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+#[cfg(target_arch = "x86_64")]
 mod paged;
-#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+#[cfg(target_arch = "x86_64")]
 mod product;
 mod scalar;
 #[cfg(test)]
 mod tests;
-#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+#[cfg(target_arch = "x86_64")]
 mod tile;
-#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+#[cfg(target_arch = "x86_64")]
 mod tiled;
 
+use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool};
 use std::ops::Range;
 
@@ -201,8 +202,8 @@ pub fn forward(pool: &Pool, spec: &Spec, x: &Inputs<'_>, o: &mut [f32], lse: &mu
     assert!(lse.len() == spec.heads * n, "length of the lse of attention");
     let runs = runs(x.segments);
     match pool.isa() {
-        #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
-        isa if isa.is_wide() => tiled::forward(pool, spec, x, &runs, o, lse),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 | Isa::Avx512 => tiled::forward(pool, spec, x, &runs, o, lse),
         _ => scalar::forward(pool, spec, x, &runs, o, lse),
     }
 }
@@ -230,8 +231,8 @@ pub fn backward(pool: &Pool, spec: &Spec, x: &Inputs<'_>, saved: &Saved<'_>, d: 
     );
     let runs = runs(x.segments);
     match pool.isa() {
-        #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
-        isa if isa.is_wide() => tiled::backward(pool, spec, x, &runs, saved, d.d_q, d.d_k, d.d_v, d_bias),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 | Isa::Avx512 => tiled::backward(pool, spec, x, &runs, saved, d.d_q, d.d_k, d.d_v, d_bias),
         _ => scalar::backward(pool, spec, x, &runs, saved, d.d_q, d.d_k, d.d_v, d_bias),
     }
 }
@@ -374,8 +375,8 @@ pub fn cached(
         pool.run(spec.kv_heads, &write);
     }
     match pool.isa() {
-        #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
-        isa if isa.is_wide() => paged::attend(pool, spec, step, &places, format, [k_cache, v_cache], o),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 | Isa::Avx512 => paged::attend(pool, spec, step, &places, format, [k_cache, v_cache], o),
         _ => scalar::cached(pool, spec, step, &places, format, [k_cache, v_cache], o),
     }
     Ok(())

@@ -1,7 +1,6 @@
 //! Parity with the scalar specification, which is itself held to finite differences.
 
 use super::*;
-use crate::isa::Isa;
 
 const PLAIN: Spec = Spec {
     heads: 4,
