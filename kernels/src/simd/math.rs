@@ -149,13 +149,13 @@ pub(crate) fn softplus<S: Simd>(s: S, x: S::F) -> S::F {
 #[inline(always)]
 pub(crate) fn erf<S: Simd>(s: S, x: S::F) -> S::F {
     let square = s.mul(x, x);
-    let (mut p, mut q) = (s.splat(1.986_782_1e-6), s.splat(3.742_022e-5));
+    let (mut p, mut q) = (s.splat(1.986_782e-6), s.splat(3.742_022e-5));
     for (a, b) in [
         (2.845_668e-4, 1.185_578_1e-3),
         (3.883_369_5e-3, 1.520_730_1e-2),
         (5.310_182_3e-2, 1.153_502_3e-1),
         (1.935_456_1e-1, 5.048_579e-1),
-        (1.128_379_1, 1.0),
+        (std::f32::consts::FRAC_2_SQRT_PI, 1.0),
     ] {
         (p, q) = (s.fma(p, square, s.splat(a)), s.fma(q, square, s.splat(b)));
     }
