@@ -3,26 +3,27 @@
 //! `cargo bench -p swift-benches --bench linear -- [threads] [instruction set] [words of a case ...]`
 //!
 //! A case is named by its format, shape, way and rows, as it is printed: `Q4_K 4864x896 int8 512`. Only cases that have all the words
-//! given are measured. Rates in GFLOP/s count two operations for each weight and row; GB/s are bytes of the weight as stored in its
+//! given are measured. A figure is the median of its runs. Rates in GFLOP/s count two operations for each weight and row; GB/s are bytes of the weight as stored in its
 //! file, of one row, from copies that together are past the caches. Ceilings measured first: reading memory, fused multiply-adds, and products
 //! of bytes with their sums (`maddubs`, or `vpdpbusd`).
 
 use std::hint::black_box;
 use std::time::Duration;
 
-use swift_benches::fastest;
+use swift_benches::median;
 use swift_kernels::ceiling::Ceilings;
 use swift_kernels::format::{Format, Weight};
 use swift_kernels::gemm::{MatRef, gemm};
 use swift_kernels::linear::int8::{Panels, linear_int8, quantize_rows, quantized_words, repack, repacked_bytes};
 use swift_kernels::linear::{linear, linear_dx};
+use swift_kernels::pages::prefer_huge;
 use swift_kernels::pool::Pool;
 use swift_kernels::quant::quantize;
 
 const BUDGET: Duration = Duration::from_millis(100);
 
-/// Copies of a weight that together are past the caches, so that one row reads memory.
-const PAST_CACHE: usize = 384 << 20;
+/// Bytes of the copies of a weight of which one row reads memory: several times the largest caches in use.
+const PAST_CACHE: usize = 1 << 30;
 
 /// What is measured of a weight.
 const WAYS: [&str; 8] = ["f32", "exact", "f32-dx", "dx", "repack", "round", "int8", "past-cache"];
@@ -32,6 +33,14 @@ const ROWS: [usize; 7] = [1, 2, 4, 8, 16, 64, 512];
 
 fn values(len: usize) -> Vec<f32> {
     (0..len).map(|i| (i * 7919 % 1000) as f32 * 1e-3 - 0.5).collect()
+}
+
+/// Copies of a weight, one after the other.
+fn repeated(bytes: &[u8], copies: usize) -> Vec<u8> {
+    let mut all = Vec::with_capacity(bytes.len() * copies);
+    prefer_huge(all.spare_capacity_mut());
+    (0..copies).for_each(|_| all.extend_from_slice(bytes));
+    all
 }
 
 struct Bench {
@@ -68,24 +77,24 @@ impl Bench {
         let (mut y, mut dx) = (vec![0.0; m * n], vec![0.0; m * k]);
         self.case(&name("f32", m), flops(m), "GFLOP/s", c.flops, &mut || {
             let b = MatRef::new(&w, k).transposed();
-            fastest(BUDGET, || gemm(pool, m, n, k, 1.0, MatRef::new(&x, k), b, black_box(&mut y), n, 0.0))
+            median(BUDGET, || gemm(pool, m, n, k, 1.0, MatRef::new(&x, k), b, black_box(&mut y), n, 0.0))
         });
         self.case(&name("exact", m), flops(m), "GFLOP/s", c.flops, &mut || {
-            fastest(BUDGET, || linear(pool, m, 1.0, &x, &weight, None, black_box(&mut y), 0.0))
+            median(BUDGET, || linear(pool, m, 1.0, &x, &weight, None, black_box(&mut y), 0.0))
         });
         self.case(&name("f32-dx", m), flops(m), "GFLOP/s", c.flops, &mut || {
             let (y, w) = (MatRef::new(&y, n), MatRef::new(&w, k));
-            fastest(BUDGET, || gemm(pool, m, k, n, 1.0, y, w, black_box(&mut dx), k, 0.0))
+            median(BUDGET, || gemm(pool, m, k, n, 1.0, y, w, black_box(&mut dx), k, 0.0))
         });
         self.case(&name("dx", m), flops(m), "GFLOP/s", c.flops, &mut || {
-            fastest(BUDGET, || linear_dx(pool, m, 1.0, &y, &weight, black_box(&mut dx), 0.0))
+            median(BUDGET, || linear_dx(pool, m, 1.0, &y, &weight, black_box(&mut dx), 0.0))
         });
         let copies = PAST_CACHE.div_ceil(bytes.len());
         // Some copies in each timed run, all of them in several.
         let some = copies.div_ceil(8);
         let past_cache = |run: &mut dyn FnMut(usize)| {
             let mut copy = 0;
-            fastest(4 * BUDGET, || {
+            median(4 * BUDGET, || {
                 for _ in 0..some {
                     run(copy % copies);
                     copy += 1;
@@ -94,7 +103,7 @@ impl Bench {
         };
         let mut y1 = vec![0.0; n];
         self.case(&name("exact", 1), bytes.len() as f64, "GB/s", c.read, &mut || {
-            let all = bytes.repeat(copies);
+            let all = repeated(&bytes, copies);
             past_cache(&mut |copy| {
                 let w = Weight::new(format, n, k, &all[copy * bytes.len()..][..bytes.len()]);
                 linear(pool, 1, 1.0, &x[..k], &w, None, black_box(&mut y1), 0.0);
@@ -103,16 +112,16 @@ impl Bench {
         let Some(len) = repacked_bytes(format, n, k) else { return };
         let mut panels = vec![0; len];
         self.case(&name("repack", n), bytes.len() as f64, "GB/s", c.copy / 2.0, &mut || {
-            fastest(BUDGET, || repack(pool, &weight, black_box(&mut panels)))
+            median(BUDGET, || repack(pool, &weight, black_box(&mut panels)))
         });
         repack(pool, &weight, &mut panels);
         let mut quantized = vec![0; quantized_words(m, k)];
         self.case(&name("round", m), 4.0 * (m * k) as f64, "GB/s", c.read, &mut || {
-            fastest(BUDGET, || quantize_rows(pool, m, k, &x, black_box(&mut quantized)))
+            median(BUDGET, || quantize_rows(pool, m, k, &x, black_box(&mut quantized)))
         });
         for m in ROWS {
             self.case(&name("int8", m), flops(m), "GOP/s", c.int8_ops, &mut || {
-                fastest(BUDGET, || {
+                median(BUDGET, || {
                     quantize_rows(pool, m, k, &x[..m * k], &mut quantized);
                     let w = Panels { format, rows: n, cols: k, data: &panels };
                     linear_int8(pool, m, 1.0, &quantized, &w, None, black_box(&mut y[..m * n]), 0.0);
@@ -121,7 +130,7 @@ impl Bench {
         }
         for m in ROWS.into_iter().filter(|&m| m <= 16) {
             self.case(&name("past-cache", m), bytes.len() as f64, "GB/s", c.read, &mut || {
-                let all = panels.repeat(copies);
+                let all = repeated(&panels, copies);
                 past_cache(&mut |copy| {
                     quantize_rows(pool, m, k, &x[..m * k], &mut quantized);
                     let w = Panels { format, rows: n, cols: k, data: &all[copy * len..][..len] };

@@ -399,6 +399,17 @@ impl Store {
         self.weight_info(name).is_ok_and(|(_, format)| format == Format::F32)
     }
 
+    /// Whether [`crate::Precision::Int8`] makes a difference: some frozen weight is a matrix, or a stack of them, in a format of whole
+    /// numbers.
+    pub fn takes_int8(&self) -> bool {
+        self.weights.values().any(|entry| match entry {
+            Entry::Tensor(Tensor { shape, storage: Storage::Shared(format, ..) }) => {
+                shape.len() > 1 && int8::repacked_bytes(*format, 1, format.block_len()).is_some()
+            }
+            _ => false,
+        })
+    }
+
     /// All weight names, tied ones included, in order.
     pub fn weight_names(&self) -> impl Iterator<Item = &str> {
         self.weights.keys().map(String::as_str)
@@ -663,6 +674,9 @@ mod tests {
         let mut other = Store::new();
         other.share_weight("m", &store).unwrap();
         assert_eq!(other.bytes().shared, 68);
+        assert!(other.takes_int8());
+        other.make_trainable("m").unwrap();
+        assert!(!other.takes_int8());
         assert!(store.insert_weight("m", Format::Q8_0, vec![4, 16], quantized(&values).into()).is_err());
     }
 

@@ -143,6 +143,22 @@ fn templates_can_be_changed_and_told_things() {
 }
 
 #[test]
+fn a_precision_that_changes_nothing_is_said_to() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("text.txt"), "one two three four five six").unwrap();
+    let lines = [
+        "infer --model swift-tiny --prompt hi --max_new_tokens 2",
+        "perplexity --model swift-tiny --dataset text.txt",
+        "bench decode --model swift-tiny --prompt 4 --new 2 --repeat 1",
+    ];
+    for line in lines {
+        let warned = |flags: &str| swift_host(dir.path(), &format!("{line} {flags}")).ok().stderr.contains("has no effect");
+        assert!(warned("--precision int8"), "{line}");
+        assert!(!warned("") && !warned("--precision exact"), "{line}");
+    }
+}
+
+#[test]
 fn perplexity_does_not_depend_on_how_the_context_slides_over_a_short_text() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("text.txt"), "Once upon a time there was a number, and its name was seven.\n".repeat(6))

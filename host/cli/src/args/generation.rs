@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
-use swift_runtime::Precision;
+use swift_runtime::{Precision, Store};
 use swift_serve::CacheType;
 
 use super::{QuantizationArgs, SamplerArg};
@@ -32,9 +32,10 @@ pub(crate) struct ModelArgs {
 #[derive(Clone, Copy, Debug, Default, Args)]
 #[command(rename_all = "snake_case")]
 pub(crate) struct ComputeArgs {
-    /// Products with quantized weights: `int8` rounds activations to 8 bits and is several times faster, `exact` computes in f32.
-    #[arg(long, help_heading = "Generation", value_enum, default_value_t, value_name = "NAME")]
-    pub(crate) precision: PrecisionArg,
+    /// Products with quantized weights: `int8` rounds activations to 8 bits and is several times faster, `exact` computes in f32
+    /// [default: int8].
+    #[arg(long, help_heading = "Generation", value_enum, value_name = "NAME")]
+    pub(crate) precision: Option<PrecisionArg>,
     /// What keys and values are stored as.
     #[arg(long, help_heading = "Generation", value_enum, default_value_t, value_name = "TYPE")]
     pub(crate) kv_cache_dtype: CacheArg,
@@ -48,6 +49,23 @@ pub(crate) enum PrecisionArg {
     /// Activations in 8 bits.
     #[default]
     Int8,
+}
+
+impl ComputeArgs {
+    /// The precision, and what to tell a user who asks for one that changes nothing.
+    pub(crate) fn precision(&self, store: &Store) -> (Precision, Option<&'static str>) {
+        let asked = self.precision.unwrap_or_default();
+        (asked.into(), self.precision.and_then(|asked| asked.idle(store)))
+    }
+}
+
+impl PrecisionArg {
+    /// Why asking for this precision has no effect on these weights, if it has none.
+    pub(crate) fn idle(self, store: &Store) -> Option<&'static str> {
+        (self == PrecisionArg::Int8 && !store.takes_int8()).then_some(
+            "warning: `--precision int8` has no effect: no weight of this model is quantized to whole numbers; products are exact",
+        )
+    }
 }
 
 impl From<PrecisionArg> for Precision {
@@ -252,6 +270,8 @@ pub(crate) enum BenchCommand {
 #[derive(Debug, Args)]
 pub(crate) struct BenchKernelsArgs {
     /// Only this family: gemm, linear, attention, cross-entropy, lora, memory, optimizer or pool. May be repeated.
+    ///
+    /// Of `linear`, a shape that ends in `xN` is N weights, 1 GiB in all, of which each run reads every one from memory.
     #[arg(long, value_name = "FAMILY")]
     pub(crate) only: Vec<String>,
     /// One JSON object a line instead of a table.

@@ -40,9 +40,11 @@ pub(crate) fn bench(environment: &Environment, command: &BenchCommand) -> Result
     let device = environment.cpu()?;
     let mut opened = open(environment, &device, &args.model)?;
     let vocab = opened.model.config()["vocab_size"].as_u64().unwrap_or(256).max(8);
+    let (precision, idle) = args.compute.precision(&opened.store);
+    idle.iter().for_each(|idle| eprintln!("{idle}"));
     let options = EngineOptions {
         chunk: args.prompt * args.sequences,
-        precision: args.compute.precision.into(),
+        precision,
         cache: args.compute.kv_cache_dtype.into(),
         // Every sequence has the same prompt, and every run.
         share_prefixes: false,

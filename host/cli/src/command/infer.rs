@@ -193,6 +193,9 @@ impl Session {
         if args.max_new_tokens == Some(0) {
             bail!("`--max_new_tokens` must be at least 1");
         }
+        if let (_, Some(idle)) = args.compute.precision(&opened.store) {
+            eprintln!("{idle}");
+        }
         Ok(Session {
             stop_tokens: text.tokenizer.stop_ids().into_iter().map(|id| id as i32).collect(),
             stop_words: args.stop_words.clone(),
@@ -262,9 +265,9 @@ impl Session {
 
     fn engine(&mut self, capacity: usize, slots: usize) -> Result<Engine> {
         let Opened { model, store } = &mut self.opened;
-        let ComputeArgs { precision, kv_cache_dtype } = self.compute;
-        let options =
-            EngineOptions { precision: precision.into(), cache: kv_cache_dtype.into(), ..EngineOptions::new(slots, capacity) };
+        let (precision, _) = self.compute.precision(store);
+        let cache = self.compute.kv_cache_dtype.into();
+        let options = EngineOptions { precision, cache, ..EngineOptions::new(slots, capacity) };
         let mut engine = Engine::new(model, &*self.device, store, options, Some(self.text.tokenizer.clone()))?;
         let added = self.samplers.iter().map(|(plugin, config)| engine.add_sampler(plugin, config, &*self.device, store));
         self.sampler_ids = added.collect::<Result<_, _>>()?;

@@ -47,6 +47,7 @@ pub(crate) fn perplexity(environment: &Environment, args: &PerplexityArgs) -> Re
     if total == 0 {
         bail!("there is nothing to predict in {}", args.dataset.join(", "));
     }
+    args.precision.idle(&opened.store).iter().for_each(|idle| eprintln!("{idle}"));
     let mut scorer = Scorer::new(&mut opened.model, &*device, &mut opened.store, args.precision.into())?;
     let bar = ProgressBar::new(total as u64);
     let (mut sum, mut count) = (0f64, 0usize);

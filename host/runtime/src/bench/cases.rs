@@ -9,7 +9,7 @@ use swift_kernels::pages::prefer_huge;
 use swift_kernels::quant;
 
 use super::{Bound, memory, optimizer};
-use crate::{CpuDevice, Device, Format, HostTensor, Inputs, Precision, Result, Store};
+use crate::{Bytes, CpuDevice, Device, Format, HostTensor, Inputs, Precision, Result, Store};
 
 /// A graph with its data, and what a run of it amounts to.
 pub(super) struct Case {
@@ -63,11 +63,16 @@ impl Case {
 
     /// A frozen weight.
     pub(super) fn w(&mut self, format: Format, shape: &[usize]) -> Result<NodeId> {
-        let name = format!("w{}", self.graph.params().len());
         let data = values(shape.iter().product());
-        let mut bytes = vec![0; data.len() / format.block_len() * format.block_bytes()];
+        let mut bytes = vec![0; format.row_bytes(data.len())];
         quant::quantize(format, &data, &mut bytes);
-        self.store.insert_weight(&name, format, shape.to_vec(), bytes.into())?;
+        self.stored(format, shape, bytes.into())
+    }
+
+    /// A frozen weight of these bytes.
+    fn stored(&mut self, format: Format, shape: &[usize], bytes: Bytes) -> Result<NodeId> {
+        let name = format!("w{}", self.graph.params().len());
+        self.store.insert_weight(&name, format, shape.to_vec(), bytes)?;
         let shape = shape.iter().map(|&d| d as u64).collect();
         let id = self.graph.declare_param(ParamInfo { name, shape, trainable: false })?;
         Ok(self.graph.param(id)?)
@@ -148,17 +153,46 @@ fn linear() -> Vec<Build> {
                 Ok(Case { op: "linear-int8".into(), precision: Precision::Int8, bound: Bound::Int8, ..exact })
             }));
         }
-        // A weight far past the caches: bound by reading it.
         for precision in [Precision::Exact, Precision::Int8].into_iter().take(1 + usize::from(whole)) {
-            cases.push(Box::new(move |device| {
-                let (k, n) = (2048, 65536);
-                let bytes = (n * format.row_bytes(k)) as f64;
-                let op = if precision == Precision::Int8 { "linear-int8" } else { "linear" };
-                Ok(Case { op: op.into(), precision, amount: bytes, bound: Bound::Read, ..layer(device, format, [1, k, n])? })
-            }));
+            cases.push(Box::new(move |device| past_caches(device, format, precision)));
         }
     }
     cases
+}
+
+/// Bytes of weights that are read one after the other, four times the largest last-level caches in use: when the first comes around again, none
+/// of it is left in a cache.
+const PAST_CACHES: usize = 1 << 30;
+
+/// One row of activations and a number of weights, which every run reads from memory.
+fn past_caches(device: &CpuDevice, format: Format, precision: Precision) -> Result<Case> {
+    let sizes @ [_, k, n] = [1, 2048, 8192];
+    let op = if precision == Precision::Int8 { "linear-int8" } else { "linear" };
+    // Reading takes the same time whatever the levels are.
+    let few = values(16 * k);
+    let mut rows = vec![0; 16 * format.row_bytes(k)];
+    quant::quantize(format, &few, &mut rows);
+    let bytes = n / 16 * rows.len();
+    let copies = PAST_CACHES.div_ceil(bytes);
+    let shape = format!("{} x{copies}", sizes_text(&sizes));
+    let mut c = Case::new(device, op, shape, &format!("{format:?}"), (copies * bytes) as f64, Bound::Read);
+    c.precision = precision;
+    let x = c.x(&[1, k])?;
+    let weight = || {
+        let mut data = Vec::with_capacity(bytes);
+        prefer_huge(data.spare_capacity_mut());
+        (0..n / 16).for_each(|_| data.extend_from_slice(&rows));
+        Bytes::from(data)
+    };
+    // In panels, weights are apart from each other even where the bytes they were made of are shared.
+    let shared = weight();
+    for _ in 0..copies {
+        let bytes = if precision == Precision::Int8 { shared.clone() } else { weight() };
+        let w = c.stored(format, &[n, k], bytes)?;
+        let y = c.graph.push(Linear::plain(), &[x, w])?;
+        c.keep(y)?;
+    }
+    Ok(c)
 }
 
 /// Causal attention of one sequence. Half of the scores are masked and not counted: `2 n² d` operations a head forward, and 2.5 times

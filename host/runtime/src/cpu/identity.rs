@@ -26,6 +26,13 @@ impl Move {
     }
 }
 
+/// Puts the addend of a product where its output goes, if it is not there already. Gives the factor of what the output then holds.
+pub(super) fn place_addend(m: &Memory<'_>, addend: Option<Ref>, out: Ref) -> Result<f32> {
+    let Some(src) = addend else { return Ok(0.0) };
+    Move { src, dst: out }.run(m)?;
+    Ok(1.0)
+}
+
 /// Copies all elements of `src` to `dst`, which does not overlap it.
 pub(super) fn copy(m: &Memory<'_>, src: Ref, dst: Ref) {
     let src = m.bits(src);

@@ -6,7 +6,7 @@ use swift_kernels::gemm::{MatRef, gemm};
 use swift_kernels::linear::{self, int8};
 
 use super::Kernel;
-use super::identity::copy;
+use super::identity::place_addend;
 use super::memory::{Memory, Ref, WeightRef};
 use super::prepare::Prepare;
 use crate::Result;
@@ -32,19 +32,20 @@ pub(super) struct Rounding {
     pub(super) repeats: bool,
 }
 
+impl Rounding {
+    /// Keeps rounded activations for this launch only if they are its own.
+    pub(super) fn begin(&self, m: &Memory<'_>) {
+        if !self.repeats {
+            m.forget_rounded();
+        }
+    }
+}
+
 impl Linear {
     pub(super) fn run(&self, m: &Memory<'_>) -> Result<()> {
-        let mut beta = 0.0;
-        if let Some(addend) = self.addend {
-            if !m.same(addend, self.out) {
-                copy(m, addend, self.out);
-            }
-            beta = 1.0;
-        }
+        let beta = place_addend(m, self.addend, self.out)?;
         if let Some(rounding) = self.int8 {
-            if !rounding.repeats {
-                m.forget_rounded();
-            }
+            rounding.begin(m);
             if let Some(part) = self.part(m, beta) {
                 int8::linear_int8_many(m.pool, self.m, m.rounded(self.m, self.weight.cols, self.x), [part]);
                 return Ok(());
@@ -104,9 +105,7 @@ fn together<const N: usize>(m: &Memory<'_>, linears: [&Linear; N]) -> Result<()>
     if linears.iter().any(|linear| m.panels(&linear.weight).is_none()) {
         return linears.iter().try_for_each(|linear| linear.run(m));
     }
-    if first.int8.is_some_and(|rounding| !rounding.repeats) {
-        m.forget_rounded();
-    }
+    first.int8.iter().for_each(|rounding| rounding.begin(m));
     let x = m.rounded(first.m, first.weight.cols, first.x);
     let parts = linears.map(|linear| linear.part(m, 0.0).expect("all weights are in panels"));
     int8::linear_int8_many(m.pool, first.m, x, parts);

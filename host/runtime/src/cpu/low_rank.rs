@@ -5,7 +5,7 @@ use swift_kernels::linear::{int8, linear};
 use swift_kernels::lora::{LowRank, low_rank_linear, low_rank_linear_dx};
 
 use super::Kernel;
-use super::identity::copy;
+use super::identity::place_addend;
 use super::linear::Rounding;
 use super::memory::{Memory, Ref, WeightRef};
 use super::prepare::Prepare;
@@ -30,19 +30,11 @@ pub(crate) struct LowRankProduct {
 
 impl LowRankProduct {
     pub(super) fn run(&self, m: &Memory<'_>) -> Result<()> {
-        let mut beta = 0.0;
-        if let Some(addend) = self.addend {
-            if !m.same(addend, self.out) {
-                copy(m, addend, self.out);
-            }
-            beta = 1.0;
-        }
+        let beta = place_addend(m, self.addend, self.out)?;
         let bias = self.bias.map(|b| m.f32(b));
         let low = LowRank { factor: self.factor, h: m.f32(self.h), v: m.weight(&self.v) };
         if let Some(rounding) = self.int8 {
-            if !rounding.repeats {
-                m.forget_rounded();
-            }
+            rounding.begin(m);
             if let Some(panels) = m.panels(&self.weight) {
                 // The adapter's product stays exact.
                 let x = m.rounded(self.m, panels.cols, self.x);

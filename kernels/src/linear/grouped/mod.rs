@@ -10,6 +10,8 @@
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
+
 use super::int8::{self, Panels, linear_int8, quantized_words, repacked_bytes};
 use super::{linear, linear_dx};
 use crate::format::Weight;
@@ -107,6 +109,29 @@ impl<'a> Groups<'a> {
         }
     }
 
+    /// Writes the rows of `n` of each pair to `y`: for an expert, some of its `n` columns and its places in the order of pairs, `product`
+    /// gives the rows of these pairs.
+    fn scatter(&self, pool: &Pool, n: usize, y: &mut [f32], product: &Product<'_>) {
+        self.clear(n, y);
+        let y = Disjoint::new(y);
+        let strips = n.div_ceil(STRIP);
+        pool.run(self.count * strips, &|task| {
+            let (e, first) = (task / strips, task % strips * STRIP);
+            let (start, m) = self.of(e);
+            if m == 0 {
+                return;
+            }
+            let cols = first..n.min(first + STRIP);
+            with_scratch(m * cols.len(), |rows| {
+                product(e, cols.clone(), start..start + m, rows);
+                for (row, &pair) in rows.chunks_exact(cols.len()).zip(&self.order[start..]) {
+                    // SAFETY: a pair has one expert, and this task alone has these columns of it.
+                    unsafe { y.slice(pair as usize * n + first, cols.len()) }.copy_from_slice(row);
+                }
+            });
+        });
+    }
+
     /// Calls `body` for each expert that has pairs: experts side by side where there are enough of them, else one after the
     /// other with all threads. Products do not depend on it.
     fn each(&self, pool: &Pool, body: &(dyn Fn(usize) + Sync)) {
@@ -123,8 +148,11 @@ impl<'a> Groups<'a> {
     }
 }
 
+/// Of an expert, some of its columns and its places in the order of pairs: the rows of these pairs.
+type Product<'a> = dyn Fn(usize, Range<usize>, Range<usize>, &mut [f32]) + Sync + 'a;
+
 /// Matrix `rows` of expert `expert` of a stack of matrices of `n` rows.
-fn expert<'a>(w: &Weight<'a>, n: usize, expert: usize, rows: std::ops::Range<usize>) -> Weight<'a> {
+fn expert<'a>(w: &Weight<'a>, n: usize, expert: usize, rows: Range<usize>) -> Weight<'a> {
     let bytes = w.row_bytes();
     let first = expert * n + rows.start;
     Weight { rows: rows.len(), data: &w.data[first * bytes..][..rows.len() * bytes], ..*w }
@@ -143,26 +171,11 @@ pub fn grouped_linear(pool: &Pool, groups: &Groups<'_>, x: &[f32], w: &Weight<'_
     assert_eq!(w.rows, n * groups.count, "the weight is no whole number of matrices");
     assert!(x.len() == groups.rows() * k && y.len() == groups.pairs() * n, "length of an operand of grouped_linear");
     assert_eq!(gathered.len(), groups.pairs() * k, "memory for gathered rows");
-    groups.clear(n, y);
     groups.gather(pool, k, x, gathered, |pair| pair / groups.choices);
-    let (gathered, y) = (&*gathered, Disjoint::new(y));
-    let strips = n.div_ceil(STRIP);
-    pool.run(groups.count * strips, &|task| {
-        let (e, strip) = (task / strips, task % strips);
-        let (start, m) = groups.of(e);
-        if m == 0 {
-            return;
-        }
-        let rows = strip * STRIP..n.min((strip + 1) * STRIP);
-        let (first, cols) = (rows.start, rows.len());
-        let weight = expert(w, n, e, rows);
-        with_scratch(m * cols, |part| {
-            linear(pool, m, 1.0, &gathered[start * k..][..m * k], &weight, None, part, 0.0);
-            for (part, &pair) in part.chunks_exact(cols).zip(&groups.order[start..]) {
-                // SAFETY: a pair has one expert, and this task alone has these columns of it.
-                unsafe { y.slice(pair as usize * n + first, cols) }.copy_from_slice(part);
-            }
-        });
+    let gathered = &*gathered;
+    groups.scatter(pool, n, y, &|e, cols, places, out| {
+        let x = &gathered[places.start * k..places.end * k];
+        linear(pool, places.len(), 1.0, x, &expert(w, n, e, cols), None, out, 0.0);
     });
 }
 
@@ -179,7 +192,6 @@ pub fn grouped_linear_int8(pool: &Pool, groups: &Groups<'_>, x: &[f32], w: &Pane
     assert_eq!(w.data.len(), bytes * groups.count, "panels do not match their shape and format");
     assert!(x.len() == groups.rows() * k && y.len() == groups.pairs() * n, "length of an operand of grouped_linear_int8");
     assert!(rounded.len() >= quantized_words(groups.pairs(), k), "no room for the quantized activations");
-    groups.clear(n, y);
     let memory = Disjoint::new(rounded);
     groups.each(pool, &|e| {
         let (start, m) = groups.of(e);
@@ -187,27 +199,13 @@ pub fn grouped_linear_int8(pool: &Pool, groups: &Groups<'_>, x: &[f32], w: &Pane
         let rounded = unsafe { memory.slice(quantized_words(start, k), quantized_words(m, k)) };
         int8::quantize_chosen(pool, m, k, x, rounded, &|i| groups.order[start + i] as usize / groups.choices);
     });
-    let (rounded, y) = (&*rounded, Disjoint::new(y));
-    let strips = n.div_ceil(STRIP);
-    pool.run(groups.count * strips, &|task| {
-        let (e, strip) = (task / strips, task % strips);
-        let (start, m) = groups.of(e);
-        if m == 0 {
-            return;
-        }
-        let first = strip * STRIP;
-        let rows = STRIP.min(n - first);
+    let rounded = &*rounded;
+    groups.scatter(pool, n, y, &|e, cols, places, out| {
         // Strips are whole panels, so their bytes follow each other.
-        let before = repacked_bytes(w.format, first, k).unwrap_or(0);
-        let len = repacked_bytes(w.format, rows, k).unwrap_or(0);
-        let panels = Panels { rows, data: &w.data[e * bytes + before..][..len], ..*w };
-        with_scratch(m * rows, |part| {
-            linear_int8(pool, m, 1.0, &rounded[quantized_words(start, k)..], &panels, None, part, 0.0);
-            for (part, &pair) in part.chunks_exact(rows).zip(&groups.order[start..]) {
-                // SAFETY: a pair has one expert, and this task alone has these columns of it.
-                unsafe { y.slice(pair as usize * n + first, rows) }.copy_from_slice(part);
-            }
-        });
+        let of_rows = |rows: usize| repacked_bytes(w.format, rows, k).unwrap_or(0);
+        let data = &w.data[e * bytes + of_rows(cols.start)..][..of_rows(cols.len())];
+        let panels = Panels { rows: cols.len(), data, ..*w };
+        linear_int8(pool, places.len(), 1.0, &rounded[quantized_words(places.start, k)..], &panels, None, out, 0.0);
     });
 }
 

@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 
 use super::panel::{Block, PANEL};
 use super::rows::{BLOCK, Line};
-use super::{Tile, panel};
+use super::{SHIFT, Tile, panel};
 
 /// Rows of activations at a time.
 const TOKENS: usize = 4;
@@ -59,6 +59,7 @@ unsafe fn by_tokens<const GROUPS: usize, const CHAIN: usize>(t: &Tile) {
 #[expect(clippy::needless_range_loop, reason = "constant trip counts, unrolled into registers")]
 unsafe fn product<const GROUPS: usize, const CHAIN: usize, const T: usize>(t: &Tile) {
     let (ones, offset) = (_mm256_set1_epi16(1), _mm256_set1_epi8(-128));
+    let (shift, off) = (_mm256_set1_ps(SHIFT), _mm256_set1_ps(-SHIFT));
     let steps = BLOCK / 4 / GROUPS;
     let mut acc = [[_mm256_setzero_ps(); 2]; T];
     // SAFETY: `T` rows of sums and lines, and `count` blocks, by the caller's promise.
@@ -110,7 +111,7 @@ unsafe fn product<const GROUPS: usize, const CHAIN: usize, const T: usize>(t: &T
                         let scale = _mm256_load_ps(block.scales[group].as_ptr().add(8 * half));
                         let products = _mm256_cvtepi32_ps(total[i][half]);
                         sum[i][half] = match group {
-                            0 => _mm256_mul_ps(products, scale),
+                            0 => _mm256_fmadd_ps(_mm256_add_ps(products, shift), scale, _mm256_mul_ps(scale, off)),
                             _ => _mm256_fmadd_ps(products, scale, sum[i][half]),
                         };
                         if CHAIN != 0 {

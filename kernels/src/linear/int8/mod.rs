@@ -21,16 +21,18 @@
 //! finer scales), and `x ≈ d p`, a dot product is, for each 32 values,
 //!
 //! ```text
-//! sum = s sum(q p)    sum = fma(m, sum(p), sum)                 of a group; the second unless q is signed
+//! sum = fma(C + sum(q p), s, -C s)    sum = fma(m, sum(p), sum) of a group; the second unless q is signed
 //! sum = fma(sum(q p), s, sum)    sum = fma(m, sum(p), sum)      of a second group
 //! acc = fma(sum, d, acc)
 //! ```
 //!
-//! which is what `scalar` spells out; all levels agree with it bitwise. So does a row with itself
+//! with `C = 1.5 · 2²³`, whose multiples are exact, so that the first line is `s sum(q p)`, rounded once. That
+//! is what `scalar` spells out; all levels agree with it bitwise. So does a row with itself
 //! in any batch, whatever the number of threads. Against the exact product
-//! the error is at most `sum |w| max |x| / 254` over the groups, plus roundings of `f32`.
+//! the error is at most `sum |w| max |x| / 254` over the blocks of 32, whatever the format, plus roundings of `f32`: `k / 32 + 4` of
+//! them on the way of each product, of `2⁻²⁴` of `sum (|s q| + |m|) |x|` each.
 //! Blocks of `x` below `1e-36` count as zero. A block with a NaN or an infinity makes its whole
-//! row of `y` NaN.
+//! row of `y` NaN, and so does a scale of a weight with its whole column; an infinite minimum makes it infinite or NaN.
 
 use crate::format::Format;
 use crate::gemm::blocked::run;
@@ -68,6 +70,10 @@ pub struct Panels<'a> {
     /// What [`repack`] wrote.
     pub data: &'a [u8],
 }
+
+/// `1.5 · 2²³`. A whole number below 2²² is the low bits of its sum with this, so it becomes a float by adding bits, and a float becomes
+/// the nearest one, ties to even, by adding floats.
+const SHIFT: f32 = 12_582_912.0;
 
 /// Blocks of 32 along `k` that are widened at a time: with a tile of activations they fit L1.
 const STRETCH: usize = 16;
@@ -234,6 +240,7 @@ impl Open<'_> {
         let (blocks, unit) = (k / BLOCK, kind.blocks());
         let panels = GROUP.min(n.div_ceil(PANEL) - first);
         let rows = tiles.start * TILE..m.min(tiles.end * TILE);
+        let columns = first * PANEL..n.min((first + panels) * PANEL);
         let panel_bytes = blocks / unit * kind.unit_bytes();
         let bytes = |panel: usize, block: usize| {
             &self.data[(first + panel) * panel_bytes..][..panel_bytes][block / unit * kind.unit_bytes()..]
@@ -243,14 +250,15 @@ impl Open<'_> {
         // Stretches of nearly equal length, of whole units.
         let stretch = match direct {
             Some(_) => blocks,
-            None => (blocks / unit).div_ceil(blocks.div_ceil(STRETCH)) * unit,
-        };
+            None => (blocks / unit).div_ceil(blocks.div_ceil(STRETCH).max(1)) * unit,
+        }
+        .max(unit);
         let room = if direct.is_some() { 0 } else { panels * stretch * Block::WORDS };
         with_scratch(room + panels * rows.len() * PANEL, |scratch| {
             let (widened, acc) = scratch.split_at_mut(room);
             let widened = Block::of(widened);
             acc.fill(0.0);
-            for start in (0..blocks).step_by(stretch.max(1)) {
+            for start in (0..blocks.max(1)).step_by(stretch) {
                 let count = stretch.min(blocks - start);
                 if direct.is_none() {
                     for (panel, widened) in widened.chunks_exact_mut(stretch).enumerate() {
@@ -260,7 +268,8 @@ impl Open<'_> {
                 }
                 for tile in tiles.clone() {
                     let (tokens, lines) = x.tile(tile, start);
-                    let acc = &mut acc[(tile * TILE - rows.start) * PANEL..];
+                    let first_row = tile * TILE;
+                    let acc = &mut acc[(first_row - rows.start) * PANEL..];
                     for panel in (0..panels).step_by(if direct.is_some() { 1 } else { PAIR }) {
                         let units = bytes(panel, start).as_ptr();
                         let fetched = kind.unit_bytes() / unit;
@@ -291,13 +300,13 @@ impl Open<'_> {
                         // tile's sums from `acc` on; the level is the pool's.
                         unsafe { multiply(&tile) };
                     }
+                    // Rows of `y` are far from each other: their lines arrive while the next tile is multiplied.
+                    for i in (0..tokens).take_while(|_| start + count == blocks) {
+                        // SAFETY: this task alone has these columns of these rows.
+                        let y = unsafe { self.y.slice((first_row + i) * n + columns.start, columns.len()) };
+                        finish(isa, self, columns.start, &acc[i * PANEL..], rows.len() * PANEL, y);
+                    }
                 }
-            }
-            let columns = first * PANEL..n.min((first + panels) * PANEL);
-            for (i, row) in rows.clone().enumerate() {
-                // SAFETY: this task alone has these columns of these rows.
-                let y = unsafe { self.y.slice(row * n + columns.start, columns.len()) };
-                finish(isa, self, columns.start, &acc[i * PANEL..], rows.len() * PANEL, y);
             }
         });
     }

@@ -84,42 +84,36 @@ pub(super) struct Kind {
 
 impl Kind {
     /// `None` for formats that have no panels.
-    pub(super) fn of(format: Format) -> Option<Kind> {
-        let short = |low, high, scales| {
-            let signed = scales == Scales::Plain;
-            Kind { format, unit: 32, low, high, groups: 1, signed, scales }
-        };
-        let long = |low, high, groups, scales| {
-            let signed = scales == Scales::Signed;
-            Kind { format, unit: 256, low, high, groups, signed, scales }
-        };
-        Some(match format {
-            Format::Q8_0 => short(8, 0, Scales::Plain),
-            Format::Q4_0 | Format::Iq4Nl => short(4, 0, Scales::Plain),
-            Format::Q4_1 => short(4, 0, Scales::Affine),
-            Format::Q5_0 => short(4, 1, Scales::Plain),
-            Format::Q5_1 => short(4, 1, Scales::Affine),
-            Format::Q2K => long(2, 0, 2, Scales::Nibbles),
-            Format::Q3K => long(2, 1, 2, Scales::Signed),
-            Format::Q4K => long(4, 0, 1, Scales::Pairs),
-            Format::Q5K => long(4, 1, 1, Scales::Pairs),
-            Format::Q6K => long(4, 2, 2, Scales::Signed),
+    pub(super) const fn of(format: Format) -> Option<Kind> {
+        let (unit, low, high, groups, scales) = match format {
+            Format::Q8_0 => (32, 8, 0, 1, Scales::Plain),
+            Format::Q4_0 | Format::Iq4Nl => (32, 4, 0, 1, Scales::Plain),
+            Format::Q4_1 => (32, 4, 0, 1, Scales::Affine),
+            Format::Q5_0 => (32, 4, 1, 1, Scales::Plain),
+            Format::Q5_1 => (32, 4, 1, 1, Scales::Affine),
+            Format::Q2K => (256, 2, 0, 2, Scales::Nibbles),
+            Format::Q3K => (256, 2, 1, 2, Scales::Signed),
+            Format::Q4K => (256, 4, 0, 1, Scales::Pairs),
+            Format::Q5K => (256, 4, 1, 1, Scales::Pairs),
+            Format::Q6K => (256, 4, 2, 2, Scales::Signed),
             Format::F32 | Format::F16 | Format::BF16 | Format::Nf4 => return None,
-        })
+        };
+        let signed = matches!(scales, Scales::Plain | Scales::Signed);
+        Some(Kind { format, unit, low, high, groups, signed, scales })
     }
 
     /// Bits of a level.
-    pub(super) fn bits(self) -> usize {
+    pub(super) const fn bits(self) -> usize {
         self.low + self.high
     }
 
     /// Blocks of 32 in a unit.
-    pub(super) fn blocks(self) -> usize {
+    pub(super) const fn blocks(self) -> usize {
         self.unit / BLOCK
     }
 
     /// Bytes before the levels of a unit.
-    pub(super) fn scale_bytes(self) -> usize {
+    pub(super) const fn scale_bytes(self) -> usize {
         let groups = self.blocks() * self.groups;
         PANEL
             * match self.scales {
@@ -132,19 +126,28 @@ impl Kind {
     }
 
     /// Bytes of the levels of 32 values.
-    pub(super) fn level_bytes(self) -> usize {
+    pub(super) const fn level_bytes(self) -> usize {
         LEVELS * self.bits() / 8
     }
 
     /// Bytes of a unit of a panel.
-    pub(super) fn unit_bytes(self) -> usize {
+    pub(super) const fn unit_bytes(self) -> usize {
         self.scale_bytes() + self.blocks() * self.level_bytes()
     }
 
+    /// Levels are indices into [`TABLE`].
+    pub(super) const fn is_table(self) -> bool {
+        matches!(self.format, Format::Iq4Nl)
+    }
+
+    /// Bits to the right of a level once it is widened: signed ones stand at the left end of a byte.
+    pub(super) const fn below(self) -> usize {
+        if self.signed && !self.is_table() { 8 - self.bits() } else { 0 }
+    }
+
     /// What left-aligning signed levels takes off the scale.
-    pub(super) fn shrink(self) -> f32 {
-        let bits = if self.format == Format::Iq4Nl { 8 } else { self.bits() };
-        if self.signed { 1.0 / (1 << (8 - bits)) as f32 } else { 1.0 }
+    pub(super) const fn shrink(self) -> f32 {
+        1.0 / (1 << self.below()) as f32
     }
 }
 
@@ -224,11 +227,10 @@ fn widen_levels(kind: Kind, bytes: &[u8], out: &mut [u8; LEVELS]) {
         (_, 1) => plane::<1>(high, |out, bits| *out |= bits << 4, out),
         (_, _) => plane::<2>(high, |out, bits| *out |= bits << 4, out),
     }
-    if kind.format == Format::Iq4Nl {
+    if kind.is_table() {
         out.iter_mut().for_each(|level| *level = TABLE[usize::from(*level & 15)]);
     } else if kind.signed {
-        let shift = 8 - kind.bits();
-        out.iter_mut().for_each(|level| *level <<= shift);
+        out.iter_mut().for_each(|level| *level <<= kind.below());
     }
 }
 

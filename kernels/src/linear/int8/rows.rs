@@ -11,11 +11,16 @@
 use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool};
 
+use super::SHIFT;
+
 /// Activations that share a scale.
 pub(super) const BLOCK: usize = 32;
 
 /// Rows whose lines lie side by side.
 pub(super) const TILE: usize = 12;
+
+/// The bits of [`SHIFT`], to which sums of products are added.
+pub(super) const START: i32 = SHIFT.to_bits() as i32;
 
 /// 32 quantized activations `p`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,7 +33,7 @@ pub(super) struct Line {
     pub(super) sum: f32,
     /// The same for the first and the last 16.
     pub(super) halves: [f32; 2],
-    /// `-128 sum(p)`: where sums of products start whose levels were made unsigned by adding 128.
+    /// [`START`]` - 128 sum(p)`: where sums of products start whose levels were made unsigned by adding 128.
     pub(super) start: i32,
     /// The same for the first and the last 16.
     pub(super) starts: [i32; 2],
@@ -164,15 +169,13 @@ pub(super) fn scale_of(top: u32) -> (f32, f32) {
 /// Written so that compilers vectorise it.
 #[inline(always)]
 fn quantize_block(x: &[f32; BLOCK], line: &mut Line) {
-    /// Adding 1.5 · 2²³ leaves the nearest whole number, ties to even, in the low bits.
-    const MAGIC: f32 = 12_582_912.0;
     // Bits of magnitudes are ordered as the magnitudes are, NaN above infinity.
     let (d, inverse) = scale_of(x.iter().fold(0, |top, x| (x.to_bits() & 0x7fff_ffff).max(top)));
     let mut whole = [0i32; BLOCK];
     for (q, x) in whole.iter_mut().zip(x) {
         // Zero in blocks that are not finite, whatever `x`.
         let scaled = if inverse == 0.0 { 0.0 } else { x * inverse };
-        *q = (scaled + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32;
+        *q = (scaled + SHIFT).to_bits() as i32 - START;
     }
     for (p, q) in line.p.iter_mut().zip(whole) {
         *p = q as i8;
@@ -184,8 +187,8 @@ fn quantize_block(x: &[f32; BLOCK], line: &mut Line) {
         d,
         sum: sum as f32,
         halves: sums.map(|sum| sum as f32),
-        start: -128 * sum,
-        starts: sums.map(|sum| -128 * sum),
+        start: START - 128 * sum,
+        starts: sums.map(|sum| START - 128 * sum),
         unused: 0,
     };
 }

@@ -1,8 +1,8 @@
 //! The products, one number after the other: the specification.
 
-use super::Tile;
 use super::panel::{Block, PANEL};
 use super::rows::BLOCK;
+use super::{SHIFT, Tile};
 
 /// # Safety
 /// See [`super::TileFn`].
@@ -28,7 +28,10 @@ pub(super) unsafe fn tile(t: &Tile) {
                         q * i32::from(line.p[i])
                     });
                     let (products, scale) = (products.sum::<i32>() as f32, block.scales[group][row]);
-                    sum = if group == 0 { products * scale } else { products.mul_add(scale, sum) };
+                    sum = match group {
+                        0 => (SHIFT + products).mul_add(scale, -SHIFT * scale),
+                        _ => products.mul_add(scale, sum),
+                    };
                     if !t.kind.signed {
                         let activations = if groups == 1 { line.sum } else { line.halves[group] };
                         sum = block.minima[group][row].mul_add(activations, sum);

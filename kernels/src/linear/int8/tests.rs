@@ -81,6 +81,41 @@ fn panels_widen_to_what_the_blocks_decode_to() {
     }
 }
 
+/// Some rows of a batch: those at the edges of tiles and of the batch, and others.
+fn some_rows(m: usize) -> Vec<usize> {
+    let mut rows = vec![0, 1, TILE - 1, TILE, m / 3, m / 2, m.saturating_sub(2), m - 1];
+    rows.retain(|&row| row < m);
+    rows.sort_unstable();
+    rows.dedup();
+    rows
+}
+
+/// The rows of `k` values with these numbers.
+fn chosen(rows: &[usize], k: usize, x: &[f32]) -> Vec<f32> {
+    rows.iter().flat_map(|&row| &x[row * k..][..k]).copied().collect()
+}
+
+/// All levels and numbers of threads agree with each other on all rows of a batch, and with the specification on some of them, which it
+/// takes as a batch of their own.
+#[track_caller]
+fn assert_agree(w: &Weight<'_>, x: &[f32], what: &str) {
+    let (n, k) = (w.rows, w.cols);
+    let rows = some_rows(x.len() / k);
+    let spec = product(&Pool::with_isa(1, Isa::Scalar), w, &chosen(&rows, k, x));
+    let reference = product(&Pool::new(1), w, x);
+    assert_same(&chosen(&rows, n, &reference), &spec, &format!("{what}: {}", Isa::detect()));
+    for isa in Isa::available().into_iter().filter(|&isa| isa != Isa::Scalar) {
+        for threads in [1, 2] {
+            let pool = Pool::with_isa(threads, isa);
+            assert_same(&product(&pool, w, x), &reference, &format!("{what}: {isa}, {threads} threads"));
+        }
+    }
+    for &row in &rows {
+        let alone = product(&Pool::new(1), w, &x[row * k..][..k]);
+        assert_same(&alone, &reference[row * n..][..n], &format!("{what}: row {row} alone"));
+    }
+}
+
 #[test]
 fn levels_batches_and_threads_agree_bitwise() {
     for format in formats() {
@@ -89,22 +124,91 @@ fn levels_batches_and_threads_agree_bitwise() {
             let bytes = encoded(format, n, k);
             let w = Weight::new(format, n, k, &bytes);
             for m in [1, 3, 4, 5, 8, 19, 258] {
-                if m > 19 && k > 600 || m * blocks * format.block_len() > 40_000 {
-                    continue;
-                }
                 let mut x = noise(m * k, 7);
                 // Blocks of zeros, and of values far apart.
                 x[..16].fill(0.0);
                 x[k - 1] = 1e6;
-                let spec = product(&Pool::with_isa(1, Isa::Scalar), &w, &x);
+                assert_agree(&w, &x, &format!("{format:?} {m}x{n}x{k}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_specification_multiplies_batches_with_any_threads() {
+    let (m, n, k) = (29, 37, 256);
+    for format in formats() {
+        let bytes = encoded(format, n, k);
+        let (w, x) = (Weight::new(format, n, k, &bytes), noise(m * k, 7));
+        let spec = product(&Pool::with_isa(1, Isa::Scalar), &w, &x);
+        assert_same(&product(&Pool::with_isa(3, Isa::Scalar), &w, &x), &spec, &format!("{format:?}"));
+        assert_same(&product(&Pool::new(2), &w, &x), &spec, &format!("{format:?}"));
+    }
+}
+
+#[test]
+fn batches_past_what_a_task_keeps_agree() {
+    for (format, k) in [(Format::Q4_1, 4096), (Format::Q6K, 8192)] {
+        let (m, n) = (22 * TILE + 5, 37);
+        // Several ranges, the last one ragged.
+        assert!(4 * quantized_words(m, k) > 2 * KEPT);
+        let bytes = encoded(format, n, k);
+        assert_agree(&Weight::new(format, n, k, &bytes), &noise(m * k, 3), &format!("{format:?} {m}x{n}x{k}"));
+    }
+}
+
+/// Any bytes are blocks: scales may be zero, negative, subnormal, infinite or not a number. And nothing need be aligned.
+#[test]
+fn any_blocks_at_any_place_agree() {
+    for format in formats() {
+        for round in 0..12 {
+            let draw = |what: u32, below: usize| ((noise(1, 31 * round + what)[0] + 1.0) * 0.5 * below as f32) as usize;
+            let (m, n, k) = (1 + draw(1, 30), 1 + draw(2, 50), (1 + draw(3, 5)) * format.block_len());
+            let mut bytes: Vec<u8> =
+                noise(1 + n * format.row_bytes(k), 17 + round).iter().map(|x| (x * 128.0).floor() as i8 as u8).collect();
+            // Every other round the first block of some rows is zero, scales and all.
+            if round % 2 == 0 {
+                bytes[1..].chunks_mut(format.row_bytes(k)).step_by(3).for_each(|row| row[..format.block_bytes()].fill(0));
+            }
+            let w = Weight::new(format, n, k, &bytes[1..]);
+            let mut x = noise(1 + m * k, 5 + round);
+            let places = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, 1e-40, 3e38, f32::MIN_POSITIVE];
+            for (i, value) in places.into_iter().enumerate().take(draw(4, 9)) {
+                let at = 1 + draw(5 + i as u32, m * k);
+                x[at] = value;
+            }
+            let x = &x[1..];
+            let spec = product(&Pool::with_isa(1, Isa::Scalar), &w, x);
+            for isa in Isa::available() {
+                let pool = Pool::with_isa(2, isa);
+                let mut data = vec![0xa5; 3 + repacked_bytes(format, n, k).unwrap()];
+                repack(&pool, &w, &mut data[3..]);
+                let mut words = vec![7; 1 + quantized_words(m, k)];
+                quantize_rows(&pool, m, k, x, &mut words[1..]);
+                let mut y = vec![f32::NAN; 1 + m * n];
+                let panels = Panels { format, rows: n, cols: k, data: &data[3..] };
+                linear_int8(&pool, m, 1.0, &words[1..], &panels, None, &mut y[1..], 0.0);
+                assert_same(&y[1..], &spec, &format!("{format:?} {isa} {m}x{n}x{k}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_scale_that_is_not_finite_poisons_its_column() {
+    for (format, at) in [(Format::Q8_0, 0), (Format::Q4_1, 0), (Format::Q3K, 108), (Format::Q4K, 0), (Format::Q6K, 208)] {
+        let (m, n, k) = (3, 20, 256);
+        for scale in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+            let mut bytes = encoded(format, n, k);
+            bytes[5 * format.row_bytes(k) + at..][..2].copy_from_slice(&half::f16::from_f32(scale).to_le_bytes());
+            let w = Weight::new(format, n, k, &bytes);
+            // Even where all activations are zero.
+            for x in [noise(m * k, 4), vec![0.0; m * k]] {
                 for isa in Isa::available() {
-                    for threads in [1, 2] {
-                        let pool = Pool::with_isa(threads, isa);
-                        assert_same(&product(&pool, &w, &x), &spec, &format!("{format:?} {isa} {m}x{n}x{k}"));
+                    for (i, y) in product(&Pool::with_isa(1, isa), &w, &x).iter().enumerate() {
+                        assert_eq!(y.is_nan(), i % n == 5, "{format:?} {isa} {scale}: element {i} is {y}");
                     }
                 }
-                let last = product(&Pool::new(1), &w, &x[(m - 1) * k..]);
-                assert_same(&last, &spec[(m - 1) * n..], &format!("{format:?} {m}x{n}x{k}, the last row alone"));
             }
         }
     }
@@ -113,27 +217,29 @@ fn levels_batches_and_threads_agree_bitwise() {
 #[test]
 fn the_error_is_that_of_rounding_activations() {
     for format in formats() {
-        let (m, n, k) = (3, 40, 512);
-        let bytes = encoded(format, n, k);
-        let mut w = vec![0.0; n * k];
-        dequantize(format, &bytes, &mut w);
-        let x = noise(m * k, 9);
-        let got = product(&Pool::new(2), &Weight::new(format, n, k, &bytes), &x);
         let mut worst = 0f64;
-        for (i, got) in got.iter().enumerate() {
-            let (x, w) = (&x[i / n * k..][..k], &w[i % n * k..][..k]);
-            let (mut exact, mut bound) = (0f64, 0f64);
-            for (x, w) in x.chunks(BLOCK).zip(w.chunks(BLOCK)) {
-                let largest = x.iter().fold(0f32, |top, x| top.max(x.abs()));
-                exact += x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum::<f64>();
-                bound += w.iter().map(|w| f64::from(w.abs())).sum::<f64>() * f64::from(largest) / 254.0;
+        for (m, n, blocks) in [(3, 40, 2), (1, 17, 7), (14, 16, 1)] {
+            let k = blocks * format.block_len().max(64);
+            let bytes = encoded(format, n, k);
+            let mut w = vec![0.0; n * k];
+            dequantize(format, &bytes, &mut w);
+            let x = noise(m * k, 9);
+            let got = product(&Pool::new(2), &Weight::new(format, n, k, &bytes), &x);
+            for (i, got) in got.iter().enumerate() {
+                let (x, w) = (&x[i / n * k..][..k], &w[i % n * k..][..k]);
+                let (mut exact, mut bound) = (0f64, 0f64);
+                for (x, w) in x.chunks(BLOCK).zip(w.chunks(BLOCK)) {
+                    let largest = x.iter().fold(0f32, |top, x| top.max(x.abs()));
+                    exact += x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum::<f64>();
+                    bound += w.iter().map(|w| f64::from(w.abs())).sum::<f64>() * f64::from(largest) / 254.0;
+                }
+                let error = (f64::from(*got) - exact).abs();
+                assert!(error <= bound + 1e-4, "{format:?}: element {i} is {got}, not {exact}");
+                worst = worst.max(error / bound);
             }
-            let error = (f64::from(*got) - exact).abs();
-            assert!(error <= bound + 1e-4, "{format:?}: element {i} is {got}, not {exact}");
-            worst = worst.max(error / bound);
         }
         // Errors have random signs, so the bound is far off.
-        assert!(worst < 0.25, "{format:?}: {worst} of the bound");
+        assert!(worst < 0.4, "{format:?}: {worst} of the bound");
     }
 }
 
@@ -223,8 +329,8 @@ fn activations_round_to_the_nearest_of_their_block() {
             assert!(line.p.iter().any(|p| p.abs() == 127));
             let sum = |p: &[i8]| p.iter().map(|&p| i32::from(p)).sum::<i32>();
             let halves = [sum(&line.p[..16]), sum(&line.p[16..])];
-            assert_eq!((line.sum, line.start), (sum(&line.p) as f32, -128 * sum(&line.p)));
-            assert_eq!((line.halves, line.starts), (halves.map(|sum| sum as f32), halves.map(|sum| -128 * sum)));
+            assert_eq!((line.sum, line.start), (sum(&line.p) as f32, rows::START - 128 * sum(&line.p)));
+            assert_eq!((line.halves, line.starts), (halves.map(|sum| sum as f32), halves.map(|sum| rows::START - 128 * sum)));
         }
     }
 }

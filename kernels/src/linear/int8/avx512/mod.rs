@@ -2,22 +2,20 @@
 //! activations in each of 16 lanes, the rows of a panel.
 //!
 //! Signed levels are unsigned with 128 added ([`super::panel`]), and a sum starts at what takes that off again, which each line of
-//! activations knows: the offset costs nothing. There is one product for every kind of [`Source`]: a few rows of activations read
+//! activations knows: the offset costs nothing. All sums start at the bits of [`SHIFT`] besides, so that what comes out is a float
+//! without a conversion: `SHIFT` and the sum, whose multiple a multiply-add takes off with the one of `SHIFT`. There is one product for every kind of [`Source`]: a few rows of activations read
 //! panels as they are stored and unpack them in registers; many read blocks that were widened into cache by the same unpacking.
-//! A sum of 32 products is scaled with a conversion, a product and a multiply-add beside eight `vpdpbusd`; a minimum costs one more.
+//! A sum of 32 products is scaled with two multiply-adds beside eight `vpdpbusd`; a minimum costs one more.
 
 mod unpack;
 
 use std::arch::x86_64::*;
 
 use super::panel::{Block, Kind, PANEL};
-use super::rows::{BLOCK, Line, scale_of};
-use super::{PAIR, Tile};
+use super::rows::{BLOCK, Line, START, scale_of};
+use super::{PAIR, SHIFT, Tile};
 use crate::format::Format;
-use unpack::{
-    Affine, Bytes, Five, HalfBytes, Nibbles, Packed, Pairs, Plain, SignedBytes, SignedFive, SignedNibbles, SignedSix,
-    SignedThree, Source, Table, Two, Wide,
-};
+use unpack::{Packed, Source, Wide};
 
 /// Rows of activations that read panels as they are stored.
 pub(super) const FEW: usize = 8;
@@ -25,21 +23,15 @@ pub(super) const FEW: usize = 8;
 /// Calls a function for the source that reads a format's panels.
 macro_rules! for_format {
     ($format:expr, $function:ident($($arg:expr),*)) => {
+        for_format!($format, $function($($arg),*), Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Iq4Nl Q2K Q3K Q4K Q5K Q6K)
+    };
+    ($format:expr, $function:ident $args:tt, $($name:ident)*) => {
         match $format {
-            Format::Q8_0 => $function::<Packed<Bytes, Plain<1>>>($($arg),*),
-            Format::Q4_0 => $function::<Packed<SignedNibbles, Plain<16>>>($($arg),*),
-            Format::Iq4Nl => $function::<Packed<Table, Plain<1>>>($($arg),*),
-            Format::Q4_1 => $function::<Packed<Nibbles, Affine>>($($arg),*),
-            Format::Q5_0 => $function::<Packed<SignedFive, Plain<8>>>($($arg),*),
-            Format::Q5_1 => $function::<Packed<Five, Affine>>($($arg),*),
-            Format::Q2K => $function::<Packed<Two, HalfBytes>>($($arg),*),
-            Format::Q3K => $function::<Packed<SignedThree, SignedBytes<32>>>($($arg),*),
-            Format::Q4K => $function::<Packed<Nibbles, Pairs>>($($arg),*),
-            Format::Q5K => $function::<Packed<Five, Pairs>>($($arg),*),
-            Format::Q6K => $function::<Packed<SignedSix, SignedBytes<4>>>($($arg),*),
+            $(Format::$name => for_format!(@ $function, $name, $args),)*
             Format::F32 | Format::F16 | Format::BF16 | Format::Nf4 => unreachable!("`Kind::of` has no panels of it"),
         }
     };
+    (@ $function:ident, $name:ident, ($($arg:expr),*)) => { $function::<Packed<{ Format::$name as usize }>>($($arg),*) };
 }
 
 /// Products of at most [`FEW`] rows with units as they are stored.
@@ -139,6 +131,7 @@ macro_rules! multiply {
 #[expect(clippy::needless_range_loop, reason = "constant trip counts, unrolled into registers")]
 unsafe fn product<S: Source, const P: usize, const T: usize>(t: &Tile) {
     let mut acc = [[_mm512_setzero_ps(); T]; P];
+    let shift = _mm512_set1_ps(SHIFT);
     // SAFETY: `P` panels with `T` rows of sums, `T` rows of lines, and `count` blocks, by the caller's promise; lines start with
     // 32 bytes; fetching ahead touches nothing.
     unsafe {
@@ -158,7 +151,7 @@ unsafe fn product<S: Source, const P: usize, const T: usize>(t: &Tile) {
                     }
                 }
                 ahead = ahead.wrapping_add(t.fetched);
-                let mut total = [[_mm512_setzero_si512(); T]; P];
+                let mut total = [[_mm512_castps_si512(shift); T]; P];
                 let mut sum = [[_mm512_setzero_ps(); T]; P];
                 if S::SIGNED {
                     for i in 0..T {
@@ -170,36 +163,37 @@ unsafe fn product<S: Source, const P: usize, const T: usize>(t: &Tile) {
                     }
                 }
                 multiply!(sources, block, lines, total, 0 1 2 3);
+                let scale = sources.map(|source| source.scale(block, 0));
+                let off = scale.map(|scale| _mm512_mul_ps(scale, _mm512_set1_ps(-SHIFT)));
                 if S::GROUPS == 2 {
-                    let scale = sources.map(|source| source.scale(block, 0));
                     let minimum = if S::SIGNED { scale } else { sources.map(|source| source.minimum(block, 0)) };
                     for i in 0..T {
                         let line = &*lines.add(i);
                         let start = _mm512_set1_epi32(line.starts[1]);
                         let activations = _mm512_set1_ps(line.halves[0]);
                         for panel in 0..P {
-                            sum[panel][i] = _mm512_mul_ps(_mm512_cvtepi32_ps(total[panel][i]), scale[panel]);
+                            sum[panel][i] = _mm512_fmadd_ps(_mm512_castsi512_ps(total[panel][i]), scale[panel], off[panel]);
                             if S::SIGNED {
                                 total[panel][i] = start;
                             } else {
                                 sum[panel][i] = _mm512_fmadd_ps(minimum[panel], activations, sum[panel][i]);
-                                total[panel][i] = _mm512_setzero_si512();
+                                total[panel][i] = _mm512_castps_si512(shift);
                             }
                         }
                     }
                 }
                 multiply!(sources, block, lines, total, 4 5 6 7);
-                let scale = sources.map(|source| source.scale(block, S::GROUPS - 1));
+                let scale = if S::GROUPS == 1 { scale } else { sources.map(|source| source.scale(block, 1)) };
                 let minimum = if S::SIGNED { scale } else { sources.map(|source| source.minimum(block, S::GROUPS - 1)) };
                 for i in 0..T {
                     let line = &*lines.add(i);
                     let activations = _mm512_set1_ps(if S::GROUPS == 1 { line.sum } else { line.halves[1] });
                     let d = _mm512_set1_ps(line.d);
                     for panel in 0..P {
-                        let products = _mm512_cvtepi32_ps(total[panel][i]);
+                        let shifted = _mm512_castsi512_ps(total[panel][i]);
                         let mut all = match S::GROUPS {
-                            1 => _mm512_mul_ps(products, scale[panel]),
-                            _ => _mm512_fmadd_ps(products, scale[panel], sum[panel][i]),
+                            1 => _mm512_fmadd_ps(shifted, scale[panel], off[panel]),
+                            _ => _mm512_fmadd_ps(_mm512_sub_ps(shifted, shift), scale[panel], sum[panel][i]),
                         };
                         if !S::SIGNED {
                             all = _mm512_fmadd_ps(minimum[panel], activations, all);
@@ -283,7 +277,8 @@ pub(super) unsafe fn quantize(x: &[[f32; BLOCK]], lines: &mut [Line], stride: us
             let all = _mm_add_epi32(halves, _mm_shuffle_epi32::<0b10_11_00_01>(halves));
             let sums = _mm_unpacklo_epi64(all, halves);
             to.add(2).write_unaligned(_mm_castps_si128(_mm_move_ss(_mm_cvtepi32_ps(sums), _mm_set_ss(d))));
-            let starts = _mm_sub_epi32(_mm_setzero_si128(), _mm_slli_epi32::<7>(_mm_srli_si128::<4>(sums)));
+            let shift = _mm_setr_epi32(START, START, START, 0);
+            let starts = _mm_sub_epi32(shift, _mm_slli_epi32::<7>(_mm_srli_si128::<4>(sums)));
             to.add(3).write_unaligned(starts);
         }
     }
