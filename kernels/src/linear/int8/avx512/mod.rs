@@ -147,7 +147,8 @@ unsafe fn product<S: Source, const P: usize, const T: usize>(t: &Tile) {
             for block in 0..S::BLOCKS {
                 for line in (0..t.fetched).step_by(64) {
                     for panel in 0..P {
-                        _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(panel * t.ahead_stride + line).cast());
+                        // To the second cache: the first has too few places for lines on their way.
+                        _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(panel * t.ahead_stride + line).cast());
                     }
                 }
                 ahead = ahead.wrapping_add(t.fetched);
