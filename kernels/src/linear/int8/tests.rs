@@ -104,7 +104,7 @@ fn assert_agree(w: &Weight<'_>, x: &[f32], what: &str) {
     let spec = product(&Pool::with_isa(1, Isa::Scalar), w, &chosen(&rows, k, x));
     let reference = product(&Pool::new(1), w, x);
     assert_same(&chosen(&rows, n, &reference), &spec, &format!("{what}: {}", Isa::detect()));
-    for isa in Isa::available().into_iter().filter(|&isa| isa != Isa::Scalar) {
+    for isa in Isa::available().filter(|&isa| isa != Isa::Scalar) {
         for threads in [1, 2] {
             let pool = Pool::with_isa(threads, isa);
             assert_same(&product(&pool, w, x), &reference, &format!("{what}: {isa}, {threads} threads"));
