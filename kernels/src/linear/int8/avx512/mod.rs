@@ -1,11 +1,12 @@
 //! AVX-512 VNNI products: `vpdpbusd` multiplies and sums four unsigned levels by four signed
 //! activations in each of 16 lanes, the rows of a panel.
 //!
-//! Signed levels are unsigned with 128 added ([`super::panel`]), and a sum starts at what takes that off again, which each line of
-//! activations knows: the offset costs nothing. All sums start at the bits of [`SHIFT`] besides, so that what comes out is a float
-//! without a conversion: `SHIFT` and the sum, whose multiple a multiply-add takes off with the one of `SHIFT`. There is one product for every kind of [`Source`]: a few rows of activations read
-//! panels as they are stored and unpack them in registers; many read blocks that were widened into cache by the same unpacking.
-//! A sum of 32 products is scaled with two multiply-adds beside eight `vpdpbusd`; a minimum costs one more.
+//! Signed levels are unsigned with 128 added ([`super::panel`]), and a sum starts at what takes that off again, which each line
+//! of activations knows: the offset costs nothing. All sums start at the bits of [`SHIFT`] besides, so that what comes out is a
+//! float without a conversion: `SHIFT` and the sum, whose multiple a multiply-add takes off with the one of `SHIFT`. There is one
+//! product for every kind of [`Source`]: a few rows of activations read panels as they are stored and unpack them in registers;
+//! many read blocks that were widened into cache by the same unpacking. A sum of 32 products is scaled with two multiply-adds
+//! beside eight `vpdpbusd`; a minimum costs one more.
 
 mod unpack;
 
