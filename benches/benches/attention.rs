@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use swift_benches::fastest;
+use swift_benches::median;
 use swift_kernels::attention::{CacheFormat, Gradients, Inputs, PAGE, Saved, Spec, Step, backward, cached, forward};
 use swift_kernels::pool::Pool;
 
@@ -65,9 +65,9 @@ fn training(pool: &Pool, heads: usize, n: usize, dim: usize) {
     let q = values(heads * n * dim);
     let x = Inputs { q: &q, k: &q, v: &q, segments: &vec![0; n], sinks: None, bias: None };
     let (mut o, mut lse) = (vec![0.0; q.len()], vec![0.0; heads * n]);
-    let there = fastest(BUDGET, || forward(pool, &spec, &x, &mut o, &mut lse));
+    let there = median(BUDGET, || forward(pool, &spec, &x, &mut o, &mut lse));
     let mut d = [(); 3].map(|()| vec![0.0; q.len()]);
-    let back = fastest(BUDGET, || {
+    let back = median(BUDGET, || {
         let [d_q, d_k, d_v] = &mut d;
         let gradients = Gradients { d_q, d_k, d_v, d_sinks: None, d_bias: None };
         backward(pool, &spec, &x, &Saved { o: &o, lse: &lse, d_o: &q }, gradients);
@@ -88,7 +88,7 @@ fn step(pool: &Pool, spec: &Spec, sequences: usize, context: usize, rows: usize,
     let step = Step { q: &q, k: &k, v: &k, slots: &slots, positions: &positions, table: &table, columns, sinks: None };
     let mut o = vec![0.0; q.len()];
     let [k_cache, v_cache] = &mut caches;
-    fastest(BUDGET, || cached(pool, spec, &step, format, k_cache, v_cache, &mut o).expect("all pages are there"))
+    median(BUDGET, || cached(pool, spec, &step, format, k_cache, v_cache, &mut o).expect("all pages are there"))
 }
 
 fn decode(pool: &Pool, spec: Spec, sequences: usize, context: usize, format: CacheFormat) {

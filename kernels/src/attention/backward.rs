@@ -108,6 +108,9 @@ pub(super) unsafe fn run(
                     let token = part.run.start + begin;
                     let q = &x.q[token * q_stride + head * dim..];
                     let d_o = &saved.d_o[token * o_stride + head * value_dim..];
+                    // Both operands of products with them: what is packed is read four times.
+                    let (q, ldq) = tile::right(isa, q, count, q_stride, dim, packed_q);
+                    let (d_o, ldd) = tile::right(isa, d_o, count, o_stride, value_dim, packed_d_o);
                     for panel in (0..tile.len()).step_by(PANEL) {
                         let lanes = panel..tile.len().min(panel + PANEL);
                         let (pitch, rows) = (padded(lanes.len()), seen.rows(&lanes, count));
@@ -119,8 +122,8 @@ pub(super) unsafe fn run(
                             m: rows.len(),
                             n: pitch,
                             k: dim,
-                            a: q[rows.start * q_stride..].as_ptr(),
-                            left: Left::Rows(q_stride),
+                            a: q.wrapping_add(rows.start * ldq),
+                            left: Left::Rows(ldq),
                             b: kt[panel * dim..].as_ptr(),
                             ldb: pitch,
                             c: p[rows.start * KEYS + panel..].as_mut_ptr(),
@@ -134,8 +137,8 @@ pub(super) unsafe fn run(
                             scores.run(isa);
                             Product {
                                 k: value_dim,
-                                a: d_o[rows.start * o_stride..].as_ptr(),
-                                left: Left::Rows(o_stride),
+                                a: d_o.wrapping_add(rows.start * ldd),
+                                left: Left::Rows(ldd),
                                 b: vt[panel * value_dim..].as_ptr(),
                                 c: d_s[rows.start * KEYS + panel..].as_mut_ptr(),
                                 ..scores
@@ -149,8 +152,6 @@ pub(super) unsafe fn run(
                         hide(panel, pitch, 0..rows.start, d_s);
                         hide(panel, pitch, rows.end..count, d_s);
                     }
-                    let (d_o, ldd) = tile::right(isa, d_o, count, o_stride, value_dim, packed_d_o);
-                    let (q, ldq) = tile::right(isa, q, count, q_stride, dim, packed_q);
                     let visited = &mut part.visited[member * tiles.len() + number];
                     let d_values = Product {
                         m: tile.len(),
@@ -214,7 +215,7 @@ impl Seen {
     /// `None` if they see nothing.
     fn new(queries: &Queries<QUERIES>, tile: &Range<usize>) -> Option<Seen> {
         let count = queries.count;
-        let whole = queries.see_all(0..count, tile);
+        let whole = queries.ascend_and_see_all(0..count, tile);
         let mut seen = Seen { whole, queries: [const { 0..0 }; QUERIES], keys: [const { 0..0 }; KEYS] };
         if whole {
             return Some(seen);

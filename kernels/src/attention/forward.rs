@@ -18,13 +18,14 @@ use crate::simd::{math, simd_fn};
 use std::f32::consts::{LN_2, LOG2_E};
 use std::ops::Range;
 
-/// Queries of a tile: what is packed of keys and values serves all of them.
+/// Queries of a tile: what the first-level cache holds of keys and values serves all of them.
 pub(super) const QUERIES: usize = 192;
 
-/// Keys of a tile.
-const KEYS: usize = 64;
+/// Keys of a tile: sums of the output are loaded and stored once for so many terms.
+const KEYS: usize = 128;
 
-/// Keys and values of one head of one run: row `j` of the keys is at `j * k_stride`.
+/// Keys and values of one head of one run: row `j` of the keys is at `j * k_stride`. Rows of values are whole vectors for
+/// [`attend`], with zeros behind `value_dim`.
 #[derive(Clone, Copy)]
 pub(super) struct Keys<'a> {
     pub(super) k: &'a [f32],
@@ -34,8 +35,8 @@ pub(super) struct Keys<'a> {
     pub(super) bias: Option<Bias<'a>>,
 }
 
-/// Attends a tile of one head, whose queries are rows of `q`; `out` receives each lane's result
-/// (`value_dim` floats) and its log of the sum of exponentials, in which a `sink` takes part.
+/// Attends a tile of one head, whose queries are rows of `q`; `out` receives each lane's sums (`value_dim` floats), the
+/// factor that makes them the result, and the log of the sum of exponentials, in which a `sink` takes part.
 pub(super) fn attend(
     isa: Isa,
     spec: &Spec,
@@ -43,22 +44,21 @@ pub(super) fn attend(
     q: &[f32],
     keys: Keys<'_>,
     sink: Option<f32>,
-    mut out: impl FnMut(usize, &[f32], f32),
+    mut out: impl FnMut(usize, &[f32], f32, f32),
 ) {
     let (dim, value_dim, count) = (spec.head_dim, spec.value_dim, queries.count);
     let width = padded(value_dim);
     let biased = keys.bias.map_or(0, |_| KEYS * PANEL);
-    with_scratch(QUERIES * (dim + width) + KEYS * (PANEL + tile::pitch(width)) + biased, |scratch| {
+    with_scratch(QUERIES * (dim + width) + KEYS * PANEL + biased, |scratch| {
         let (qt, rest) = scratch.split_at_mut(QUERIES * dim);
         let (scores, rest) = rest.split_at_mut(KEYS * PANEL);
         let (o, rest) = rest.split_at_mut(QUERIES * width);
-        let (bias, packed) = rest.split_at_mut(biased);
+        let bias = &mut rest[..biased];
         tile::transpose(isa, &q[queries.row[0] * dim..], count, spec.q_width(), dim, qt);
         let mut state = State::new();
         for tile in queries.tiles(KEYS) {
             let k = &keys.k[tile.start * keys.k_stride..];
             let v = &keys.v[tile.start * keys.v_stride..];
-            let (v, ldv) = tile::right(isa, v, tile.len(), keys.v_stride, value_dim, packed);
             for panel in (0..count).step_by(PANEL) {
                 let lanes = panel..count.min(panel + PANEL);
                 let Some(seen) = Seen::new(queries, lanes.clone(), &tile) else { continue };
@@ -103,8 +103,8 @@ pub(super) fn attend(
                         k: tile.len(),
                         a: scores.as_ptr(),
                         left: Left::Columns(pitch),
-                        b: v,
-                        ldb: ldv,
+                        b: v.as_ptr(),
+                        ldb: keys.v_stride,
                         c: o.as_mut_ptr(),
                         ldc: width,
                         adds: !fresh,
@@ -124,8 +124,7 @@ pub(super) fn attend(
                 sum = sum * shrink + (sink - higher).exp2();
                 top = higher;
             }
-            tile::scale(isa, o, shrink / sum);
-            out(lane, &o[..value_dim], (top + sum.log2()) * LN_2);
+            out(lane, &o[..value_dim], shrink / sum, (top + sum.log2()) * LN_2);
         }
     });
 }
@@ -147,7 +146,7 @@ struct Seen {
 impl Seen {
     /// `None` if they see nothing.
     fn new(queries: &Queries<QUERIES>, lanes: Range<usize>, keys: &Range<usize>) -> Option<Seen> {
-        let whole = queries.see_all(lanes.clone(), keys);
+        let whole = queries.ascend_and_see_all(lanes.clone(), keys);
         let mut seen = Seen {
             lanes: lanes.clone(),
             keys: keys.clone(),

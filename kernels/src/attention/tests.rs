@@ -260,6 +260,69 @@ fn what_is_not_finite_reaches_those_that_see_it() {
     }
 }
 
+#[test]
+fn heads_are_packed_in_batches() {
+    // Four key heads of 1000 rows of 2 x 272 floats: one at a time; rows a multiple of 4 KB apart, or not whole vectors.
+    let wide = Spec { heads: 4, kv_heads: 4, head_dim: 256, value_dim: 256, scale: 0.0625, window: Some(9), ..PLAIN };
+    for spec in [wide, Spec { heads: 8, head_dim: 250, value_dim: 200, pinned: 3, ..wide }] {
+        let segments = packed(&[1000, 37, 400]);
+        let want = all(&Pool::with_isa(2, Isa::Scalar), &spec, &segments, NOTHING);
+        for isa in Isa::available() {
+            let got = all(&Pool::with_isa(1, isa), &spec, &segments, NOTHING);
+            assert_eq!(got, all(&Pool::with_isa(3, isa), &spec, &segments, NOTHING));
+            close(&got, &want, 2e-5, &format!("{isa} {spec:?}"));
+        }
+    }
+}
+
+#[test]
+fn any_alignment_gives_the_same_bits() {
+    let segments = packed(&[150, 20]);
+    let n = segments.len();
+    for spec in [PLAIN, Spec { head_dim: 64, value_dim: 64, ..PLAIN }, Spec { head_dim: 20, value_dim: 12, ..PLAIN }] {
+        let x = inputs(&spec, n, NOTHING);
+        let d_o = values(n * spec.o_width(), 4);
+        for isa in Isa::available() {
+            let pool = Pool::with_isa(2, isa);
+            let run = |shift: usize| {
+                let later = |values: &[f32]| [vec![0.0; shift], values.to_vec()].concat();
+                let [q, k, v, d_o] = [&x[0], &x[1], &x[2], &d_o].map(|values| later(values));
+                let x = Inputs { q: &q[shift..], k: &k[shift..], v: &v[shift..], segments: &segments, sinks: None, bias: None };
+                let (mut o, mut lse) = (vec![9.0; d_o.len()], vec![9.0; shift + spec.heads * n]);
+                forward(&pool, &spec, &x, &mut o[shift..], &mut lse[shift..]);
+                let [mut d_q, mut d_k, mut d_v] = [&q, &k, &v].map(|values| vec![9.0; values.len()]);
+                let (d_q_out, d_k_out, d_v_out) = (&mut d_q[shift..], &mut d_k[shift..], &mut d_v[shift..]);
+                let d = Gradients { d_q: d_q_out, d_k: d_k_out, d_v: d_v_out, d_sinks: None, d_bias: None };
+                let saved = Saved { o: &o[shift..], lse: &lse[shift..], d_o: &d_o[shift..] };
+                backward(&pool, &spec, &x, &saved, d);
+                [o, lse, d_q, d_k, d_v].map(|values| values[shift..].to_vec())
+            };
+            assert_eq!(run(0), run(1), "{isa} {spec:?}");
+        }
+    }
+}
+
+#[test]
+fn zeros_attend_to_all_alike() {
+    let (segments, spec) = (packed(&[100, 300]), Spec { causal: false, ..PLAIN });
+    let n = segments.len();
+    let mut x = inputs(&spec, n, NOTHING);
+    x[0].fill(0.0);
+    for isa in Isa::available() {
+        let (mut o, mut lse) = (vec![9.0; n * 64], vec![9.0; 4 * n]);
+        forward(&Pool::with_isa(2, isa), &spec, &view(&x, &segments), &mut o, &mut lse);
+        for run in [0..100, 100..400] {
+            let len = run.len() as f32;
+            for c in 0..64 {
+                let from = c / 32 * 16 + c % 16;
+                let mean = run.clone().map(|j| x[2][j * 32 + from]).sum::<f32>() / len;
+                assert!(run.clone().all(|i| (o[i * 64 + c] - mean).abs() < 1e-5), "{isa}");
+            }
+            assert!(run.clone().all(|i| (lse[i] - len.ln()).abs() < 1e-5), "{isa}");
+        }
+    }
+}
+
 /// Outputs of a sequence that is fed in steps of these lengths, twice at a time: to slots 2 and 0.
 fn in_steps(pool: &Pool, spec: &Spec, format: CacheFormat, lengths: &[usize], sinks: Option<&[f32]>) -> Vec<f32> {
     let n: usize = lengths.iter().sum();
@@ -324,6 +387,43 @@ fn a_cache_filled_in_steps_equals_the_whole() {
                 let tolerance = [1e-5, 4e-3, 6e-2][format as usize];
                 let worst = specification.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                 assert!(worst < tolerance, "{worst} {spec:?} {format:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn long_contexts_are_read_in_parts() {
+    let n = 5000;
+    for spec in [
+        PLAIN,
+        Spec { window: Some(3000), pinned: 100, ..PLAIN },
+        Spec { kv_heads: 1, head_dim: 64, value_dim: 32, softcap: Some(4.0), ..PLAIN },
+    ] {
+        let (q, k, v) = (values(n * spec.q_width(), 1), values(n * spec.k_width(), 2), values(n * spec.v_width(), 3));
+        let columns = n.div_ceil(PAGE);
+        let table: Vec<i32> = (0..columns as i32).rev().collect();
+        for format in CacheFormat::ALL {
+            let step = |pool: &Pool, rows: Range<usize>, caches: &mut [Vec<u32>; 2]| {
+                let part = |x: &[f32], width: usize| x[rows.start * width..rows.end * width].to_vec();
+                let (q, k, v) = (part(&q, spec.q_width()), part(&k, spec.k_width()), part(&v, spec.v_width()));
+                let (slots, positions) = (vec![0; rows.len()], (rows.start as i32..rows.end as i32).collect::<Vec<_>>());
+                let (q, k, v, slots, positions, table) = (&q, &k, &v, &slots, &positions, &table);
+                let step = Step { q, k, v, slots, positions, table, columns, sinks: None };
+                let mut o = vec![0.0; rows.len() * spec.o_width()];
+                let [k_cache, v_cache] = caches;
+                cached(pool, &spec, &step, format, k_cache, v_cache, &mut o).unwrap();
+                o
+            };
+            let mut caches = [spec.head_dim, spec.value_dim].map(|dim| vec![0; columns * spec.kv_heads * format.head_words(dim)]);
+            step(&Pool::new(2), 0..n - 1, &mut caches);
+            let want = step(&Pool::with_isa(1, Isa::Scalar), n - 1..n, &mut caches.clone());
+            for isa in Isa::available() {
+                let got = step(&Pool::with_isa(1, isa), n - 1..n, &mut caches.clone());
+                assert_eq!(got, step(&Pool::with_isa(7, isa), n - 1..n, &mut caches.clone()), "{isa} {spec:?} {format:?}");
+                for (got, want) in got.iter().zip(&want) {
+                    assert!((got - want).abs() < 1e-5, "{got} {want} {isa} {spec:?} {format:?}");
+                }
             }
         }
     }

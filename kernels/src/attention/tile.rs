@@ -96,6 +96,12 @@ impl<const N: usize> Queries<N> {
         early && self.last[lanes].iter().fold(true, |all, &last| all & (end <= last))
     }
 
+    /// [`Queries::see_all`] where starts and ends ascend from lane to lane, as in the queries of a head.
+    pub(super) fn ascend_and_see_all(&self, lanes: Range<usize>, keys: &Range<usize>) -> bool {
+        let early = keys.end <= self.pinned || self.first[lanes.end - 1] <= keys.start as f32;
+        early && (keys.end - 1) as f32 <= self.last[lanes.start]
+    }
+
     /// The smallest range of `keys`, counted from their start, outside of which the query of a lane sees
     /// none. Starts and ends both ascend from lane to lane in the queries of a head.
     pub(super) fn span(&self, lane: usize, keys: &Range<usize>) -> Range<u32> {
@@ -159,13 +165,18 @@ pub(super) fn pitch(width: usize) -> usize {
     if width <= 64 { width } else { ((width / PAD) | 1) * PAD }
 }
 
+/// Whether rows of `dim` floats that are `stride` apart are whole vectors and do not fall into few sets of the caches: with 128
+/// floats, eight lines, from row to row, a part of four lines falls into half of the sets.
+pub(super) fn lies_well(stride: usize, dim: usize) -> bool {
+    dim == padded(dim) && !stride.is_multiple_of(128)
+}
+
 /// `count` rows of `dim` that are `stride` apart as the right operand of a product, and their distance:
 /// where they are, if they are whole vectors and do not fall into few sets of the caches, or packed in
 /// `scratch`, rows of [`pitch`], with zeros behind `dim`.
 pub(super) fn right(isa: Isa, from: &[f32], count: usize, stride: usize, dim: usize, scratch: &mut [f32]) -> (*const f32, usize) {
     let width = padded(dim);
-    // With 128 floats, eight lines, from row to row, a part of four lines falls into half of the sets.
-    if dim == width && !stride.is_multiple_of(128) {
+    if lies_well(stride, dim) {
         assert!(from.len() >= (count - 1) * stride + dim);
         return (from.as_ptr(), stride);
     }
@@ -175,7 +186,7 @@ pub(super) fn right(isa: Isa, from: &[f32], count: usize, stride: usize, dim: us
 
 simd_fn! {
     /// Copies `count` rows of `dim` floats, `stride` apart, to rows of [`pitch`] with zeros behind.
-    fn pack<S>(s, from: &[f32], count: usize, stride: usize, dim: usize, to: &mut [f32]) {
+    pub(super) fn pack<S>(s, from: &[f32], count: usize, stride: usize, dim: usize, to: &mut [f32]) {
         let width = padded(dim);
         let pitch = pitch(width);
         assert!(from.len() >= (count - 1) * stride + dim && to.len() >= count * pitch);
@@ -235,6 +246,19 @@ impl Bias<'_> {
             for (out, from) in out[lane..].iter_mut().step_by(width).zip(from) {
                 *out = *from;
             }
+        }
+    }
+}
+
+simd_fn! {
+    /// `to = factor from`, for as many floats as `to` has.
+    pub(super) fn scaled<S>(s, from: &[f32], factor: f32, to: &mut [f32]) {
+        assert!(from.len() >= to.len());
+        let factor = s.splat(factor);
+        for i in (0..to.len()).step_by(S::LANES) {
+            let left = to.len() - i;
+            // SAFETY: no more than is left of either.
+            unsafe { s.store_up_to(to.as_mut_ptr().add(i), left, s.mul(s.load_up_to(from.as_ptr().add(i), left), factor)) };
         }
     }
 }

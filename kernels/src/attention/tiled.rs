@@ -2,7 +2,7 @@
 
 use super::backward::{self, KEYS, Part, Rows};
 use super::forward::{Keys, QUERIES, attend};
-use super::tile::{Bias, Queries, padded};
+use super::tile::{self, Bias, Queries, padded};
 use super::{Inputs, Saved, Spec};
 use crate::gemm::scratch::with_scratch;
 use crate::pool::{Disjoint, Pool};
@@ -15,7 +15,15 @@ const PARTIAL: usize = 8 << 20;
 /// Tasks that a backward pass is cut into, if its heads and runs are fewer.
 const TASKS: usize = 16;
 
-/// Keys and values of a key head in a run.
+/// Floats of packed keys and values that exist at a time, 4 MB, unless those of one head are more: a share of any
+/// third-level cache.
+const PACKED: usize = 1 << 20;
+
+/// Rows that are packed by one task, and rows of one head before those of the next.
+const PACK_ROWS: usize = 64;
+const PACK_TOGETHER: usize = 8;
+
+/// Keys and values of a key head in a run, where they are.
 fn keys<'a>(spec: &Spec, x: &Inputs<'a>, run: &Range<usize>, kv_head: usize) -> Keys<'a> {
     let (k_stride, v_stride) = (spec.k_width(), spec.v_width());
     Keys {
@@ -27,30 +35,113 @@ fn keys<'a>(spec: &Spec, x: &Inputs<'a>, run: &Range<usize>, kv_head: usize) -> 
     }
 }
 
+/// A key head of a run.
+type Head<'r> = (&'r Range<usize>, usize);
+
 pub(super) fn forward(pool: &Pool, spec: &Spec, x: &Inputs<'_>, runs: &[Range<usize>], o: &mut [f32], lse: &mut [f32]) {
-    let n = x.segments.len();
-    // Head after head, so that keys stay in cache, and in each of them long tiles first: with a causal mask
-    // those at the end of a run cost the most. The last tasks are then the short tiles of a short run.
+    // Head after head, so that keys stay in cache, and long runs first.
     let mut order: Vec<&Range<usize>> = runs.iter().collect();
     order.sort_by_key(|run| std::cmp::Reverse(run.len()));
-    let tiles_of = |run: &Range<usize>| (0..run.len()).step_by(QUERIES).rev();
-    let tiles: Vec<(&Range<usize>, usize, usize)> = order
-        .into_iter()
-        .flat_map(|run| (0..spec.heads).flat_map(move |head| tiles_of(run).map(move |begin| (run, head, begin))))
-        .collect();
+    let heads: Vec<Head<'_>> = order.into_iter().flat_map(|run| (0..spec.kv_heads).map(move |kv_head| (run, kv_head))).collect();
     let (o, lse) = (Disjoint::new(o), Disjoint::new(lse));
+    if tile::lies_well(spec.k_width(), spec.head_dim) && tile::lies_well(spec.v_width(), spec.value_dim) {
+        return forward_heads(pool, spec, x, &heads, |head| keys(spec, x, heads[head].0, heads[head].1), o, lse);
+    }
+    // Each tile of queries would fetch rows that crowd few sets of the caches, or fill them up, again.
+    let [k_pitch, v_pitch] = pitches(spec);
+    let floats = |head: &Head<'_>| head.0.len() * (k_pitch + v_pitch);
+    let mut rest = &heads[..];
+    while let Some(first) = rest.first() {
+        let mut total = floats(first);
+        let others = rest[1..].iter().take_while(|head| {
+            total += floats(head);
+            total <= PACKED
+        });
+        let (batch, later) = rest.split_at(1 + others.count());
+        rest = later;
+        // Where each head begins, and all end.
+        let mut starts = vec![0];
+        starts.extend(batch.iter().scan(0, |end, head| {
+            *end += floats(head);
+            Some(*end)
+        }));
+        with_scratch(starts[batch.len()], |packed| {
+            pack(pool, spec, x, batch, &starts, Disjoint::new(packed));
+            let keys = |head: usize| {
+                let (run, kv_head) = batch[head];
+                let (k, v) = packed[starts[head]..].split_at(run.len() * k_pitch);
+                Keys { k, v, k_stride: k_pitch, v_stride: v_pitch, ..keys(spec, x, run, kv_head) }
+            };
+            forward_heads(pool, spec, x, batch, keys, o, lse);
+        });
+    }
+}
+
+/// Distances of packed rows of keys and of values.
+fn pitches(spec: &Spec) -> [usize; 2] {
+    [spec.head_dim, spec.value_dim].map(|dim| tile::pitch(padded(dim)))
+}
+
+/// Copies keys, and behind them values, of each head to its start.
+fn pack(pool: &Pool, spec: &Spec, x: &Inputs<'_>, heads: &[Head<'_>], starts: &[usize], packed: Disjoint<'_, f32>) {
+    let [k_pitch, v_pitch] = pitches(spec);
+    // A task has some rows of all heads of a run, since these are adjacent.
+    let mut tasks = Vec::new();
+    let mut end = 0;
+    for heads in heads.chunk_by(|a, b| a.0 == b.0) {
+        let numbers = end..end + heads.len();
+        end = numbers.end;
+        tasks.extend((0..heads[0].0.len()).step_by(PACK_ROWS).map(|first| (numbers.clone(), first)));
+    }
+    pool.run(tasks.len(), &|task| {
+        let (numbers, first) = &tasks[task];
+        let len = heads[numbers.start].0.len();
+        for first in (*first..len.min(first + PACK_ROWS)).step_by(PACK_TOGETHER) {
+            let rows = PACK_TOGETHER.min(len - first);
+            for number in numbers.clone() {
+                let from = keys(spec, x, heads[number].0, heads[number].1);
+                let k_start = starts[number] + first * k_pitch;
+                let v_start = starts[number] + len * k_pitch + first * v_pitch;
+                // SAFETY: these rows of these heads belong to this task.
+                let (k, v) = unsafe { (packed.slice(k_start, rows * k_pitch), packed.slice(v_start, rows * v_pitch)) };
+                tile::pack(pool.isa(), &from.k[first * from.k_stride..], rows, from.k_stride, spec.head_dim, k);
+                tile::pack(pool.isa(), &from.v[first * from.v_stride..], rows, from.v_stride, spec.value_dim, v);
+            }
+        }
+    });
+}
+
+/// All query heads of some key heads of runs; `keys` finds those of a key head by its number.
+fn forward_heads<'a>(
+    pool: &Pool,
+    spec: &Spec,
+    x: &Inputs<'_>,
+    heads: &[Head<'_>],
+    keys: impl Fn(usize) -> Keys<'a> + Sync,
+    o: Disjoint<'_, f32>,
+    lse: Disjoint<'_, f32>,
+) {
+    let (n, group) = (x.segments.len(), spec.group());
+    // In each head long tiles first: with a causal mask those at the end of a run cost the most. The last tasks are then the
+    // short tiles of a short run.
+    let tiles: Vec<(usize, usize, usize)> = (0..heads.len())
+        .flat_map(|number| (0..group).map(move |member| (number, member)))
+        .flat_map(|(number, member)| (0..heads[number].0.len()).step_by(QUERIES).rev().map(move |begin| (number, member, begin)))
+        .collect();
     pool.run(tiles.len(), &|task| {
-        let (run, head, begin) = tiles[task];
+        let (number, member, begin) = tiles[task];
+        let (run, kv_head) = heads[number];
+        let head = kv_head * group + member;
         let count = QUERIES.min(run.len() - begin);
         let first = run.start + begin;
         let places = (0..count).map(|i| ((first + i) * spec.heads + head, begin + i));
         let queries = Queries::new(spec, run.len(), places);
         let sink = x.sinks.map(|sinks| sinks[head]);
-        let keys = keys(spec, x, run, head / spec.group());
-        attend(pool.isa(), spec, &queries, x.q, keys, sink, |lane, result, log_sum| {
+        attend(pool.isa(), spec, &queries, x.q, keys(number), sink, |lane, result, factor, log_sum| {
             // SAFETY: each head of each token belongs to one task.
             unsafe {
-                o.slice(queries.row[lane] * spec.value_dim, spec.value_dim).copy_from_slice(result);
+                let out = o.slice(queries.row[lane] * spec.value_dim, spec.value_dim);
+                tile::scaled(pool.isa(), result, factor, out);
                 lse.slice(head * n + first + lane, 1)[0] = log_sum;
             }
         });

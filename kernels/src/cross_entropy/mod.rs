@@ -22,7 +22,9 @@
 //! second product. All of the weight is packed twice for every 128 rows, and 25 MB of logits
 //! go through memory.
 //!
-//! The error of a logit is that of [`crate::gemm`]; sums over the vocabulary are kept in `f64` by tile.
+//! The error of a logit is that of [`crate::gemm`]; sums over the vocabulary are kept in `f64` by tile, so `loss` and `lse` add
+//! about `1e-6` of their magnitude to it, and gradients `1e-5` of the largest value of the weight. What is not finite in a row of
+//! `x` makes that row's outputs not finite, and those of `dw`; ignored rows do nothing.
 
 #![allow(clippy::too_many_arguments, reason = "a kernel names its sizes, inputs and outputs")]
 

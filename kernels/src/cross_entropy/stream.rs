@@ -246,7 +246,7 @@ impl<'a, const H: usize> Stream<'a, H> {
                         let beta = f32::from(u8::from(k0 > 0));
                         let sizes = [rows, nr.min(place.width - j), k];
                         // SAFETY: the operands are packed, and these logits are this task's.
-                        unsafe { self.tile(sizes, a, b.after(j * k), c, self.width, beta) };
+                        unsafe { self.tile(sizes, (a, 0), b.after(j * k), c, self.width, beta) };
                     }
                 }
             }
@@ -271,37 +271,27 @@ impl<'a, const H: usize> Stream<'a, H> {
     /// Adds the coefficients of a block times a tile to `dx`.
     fn accumulate(&self, block: usize, place: Place, dx: Disjoint<'_, f32>) {
         let (head, nr, k) = (&self.heads[0], self.kernels.nr, place.width);
-        let (start, stride) = (block * self.height, self.width);
-        let rows = self.height.min(self.rows - start);
-        // SAFETY: rows of a block are its task's.
-        let coefficients: &[f32] = unsafe { head.logits.slice(start * stride, rows * stride) };
-        with_scratch(rows * k, |packed| {
+        let stride = self.width;
+        let beta = f32::from(u8::from(place.index > 0));
+        for j in (0..head.d).step_by(nr) {
             for (first, count) in self.tiles(block) {
-                let first = first - start;
-                let out = &mut packed[first * k..][..count * k];
-                pack_a(self.kernels, &MatRef::new(coefficients, stride), (first, count), (0, k), out);
+                let (a, b) = (head.logits.after(first * stride), head.weight[place.index % 2][1].after(j * k));
+                let sizes = [count, nr.min(head.d - j), k];
+                // SAFETY: the weight is packed, the rows of coefficients and of `dx` are this task's.
+                unsafe { self.tile(sizes, (a, stride), b, dx.after(first * head.d + j), head.d, beta) };
             }
-            let packed = Disjoint::new(packed);
-            let beta = f32::from(u8::from(place.index > 0));
-            for j in (0..head.d).step_by(nr) {
-                for (first, count) in self.tiles(block) {
-                    let (a, b) = (packed.after((first - start) * k), head.weight[place.index % 2][1].after(j * k));
-                    let sizes = [count, nr.min(head.d - j), k];
-                    // SAFETY: the operands are packed, and these rows of `dx` are this task's.
-                    unsafe { self.tile(sizes, a, b, dx.after(first * head.d + j), head.d, beta) };
-                }
-            }
-        });
+        }
     }
 
     /// One register tile: `c = a b + beta c`.
     ///
     /// # Safety
-    /// `a` and `b` are packed for these `[rows, cols, k]`, `c` holds the tile, and nobody else uses it.
+    /// `a` and `b` are packed for these `[rows, cols, k]`, or `a` has rows that are `a_stride` apart; `c` holds the tile, and
+    /// nobody else uses it.
     unsafe fn tile(
         &self,
         [rows, cols, k]: [usize; 3],
-        a: Disjoint<'_, f32>,
+        (a, a_stride): (Disjoint<'_, f32>, usize),
         b: Disjoint<'_, f32>,
         c: Disjoint<'_, f32>,
         ldc: usize,
@@ -315,7 +305,7 @@ impl<'a, const H: usize> Stream<'a, H> {
                 cols,
                 k,
                 a: a.as_mut_ptr(),
-                a_stride: 0,
+                a_stride,
                 b: b.as_mut_ptr(),
                 b_stride: self.kernels.nr,
                 c: c.as_mut_ptr(),

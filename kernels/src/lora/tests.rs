@@ -59,3 +59,117 @@ fn one_pass_is_two_products() {
         }
     }
 }
+
+/// A layer with its adapter: `y = alpha x Wᵀ + factor (x Aᵀ) Bᵀ`.
+struct Layer {
+    sizes: [usize; 4],
+    x: Vec<f32>,
+    w: Vec<f32>,
+    a: Vec<f32>,
+    b: Vec<f32>,
+    dy: Vec<f32>,
+}
+
+const ALPHA: f32 = 1.5;
+const FACTOR: f32 = 0.75;
+
+fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|&x| f64::from(x)).collect()
+}
+
+/// `a [m, k] b [n, k]ᵀ`.
+fn product([m, k, n]: [usize; 3], a: &[f64], b: &[f64]) -> Vec<f64> {
+    let dot = |i: usize, j: usize| (0..k).map(|p| a[i * k + p] * b[j * k + p]).sum();
+    (0..m * n).map(|at| dot(at / n, at % n)).collect()
+}
+
+impl Layer {
+    fn new([m, k, n, r]: [usize; 4]) -> Layer {
+        let (x, w, a, b) = (draw(m * k, 1), draw(n * k, 2), draw(r * k, 3), draw(n * r, 4));
+        Layer { sizes: [m, k, n, r], x, w, a, b, dy: draw(m * n, 5) }
+    }
+
+    /// `y` in `f64`.
+    fn outputs(&self, x: &[f64]) -> Vec<f64> {
+        let [m, k, n, r] = self.sizes;
+        let h = product([m, k, r], x, &wide(&self.a));
+        let y = product([m, k, n], x, &wide(&self.w)).into_iter().zip(product([m, r, n], &h, &wide(&self.b)));
+        y.map(|(y, low)| f64::from(ALPHA) * y + f64::from(FACTOR) * low).collect()
+    }
+
+    /// `y` and `dx` of the kernels, from operands that begin `shift` floats after where they are allocated.
+    fn run(&self, pool: &Pool, shift: usize) -> [Vec<f32>; 2] {
+        let [m, k, n, r] = self.sizes;
+        let later = |values: &[f32]| [vec![0.0; shift], values.to_vec()].concat();
+        let (x, dy) = (later(&self.x), later(&self.dy));
+        let bytes = |values: &[f32]| encoded(Format::F32, &later(values));
+        let (w, a, b) = (bytes(&self.w), bytes(&self.a), bytes(&self.b));
+        let w = Weight::new(Format::F32, n, k, &w[4 * shift..]);
+        let a = Weight::new(Format::F32, r, k, &a[4 * shift..]);
+        let b = Weight::new(Format::F32, n, r, &b[4 * shift..]);
+        let (mut h, mut dh) = (vec![0.0; shift + m * r], vec![0.0; shift + m * r]);
+        linear::linear(pool, m, 1.0, &x[shift..], &a, None, &mut h[shift..], 0.0);
+        linear::linear_dx(pool, m, 1.0, &dy[shift..], &b, &mut dh[shift..], 0.0);
+        // What an output held before does not matter.
+        let (mut y, mut dx) = (vec![f32::NAN; shift + m * n], vec![f32::NAN; shift + m * k]);
+        let low = LowRank { factor: FACTOR, h: &h[shift..], v: b };
+        low_rank_linear(pool, m, ALPHA, &x[shift..], &w, &low, None, &mut y[shift..], 0.0);
+        let low = LowRank { factor: FACTOR, h: &dh[shift..], v: a };
+        low_rank_linear_dx(pool, m, ALPHA, &dy[shift..], &w, &low, &mut dx[shift..], 0.0);
+        [y[shift..].to_vec(), dx[shift..].to_vec()]
+    }
+}
+
+#[test]
+fn outputs_and_gradients_match_finite_differences() {
+    for sizes in [[17, 33, 20, 3], [30, 20, 70, 8], [18, 50, 33, 17]] {
+        let layer = Layer::new(sizes);
+        let [m, k, n, _] = sizes;
+        let (x, dy) = (wide(&layer.x), wide(&layer.dy));
+        let want = layer.outputs(&x);
+        for isa in Isa::available() {
+            let [y, dx] = layer.run(&Pool::with_isa(2, isa), 0);
+            for (y, want) in y.iter().zip(&want) {
+                assert!((f64::from(*y) - want).abs() < 2e-4, "{y} {want} {sizes:?} {isa}");
+            }
+            // The outputs are linear in `x`: a step of one is as good as a small one.
+            for column in 0..k {
+                let mut moved = x.clone();
+                (0..m).for_each(|row| moved[row * k + column] += 1.0);
+                let slopes = layer.outputs(&moved);
+                for row in 0..m {
+                    let want: f64 = (row * n..(row + 1) * n).map(|at| dy[at] * (slopes[at] - want[at])).sum();
+                    let got = f64::from(dx[row * k + column]);
+                    assert!((got - want).abs() < 5e-4, "{got} {want} {sizes:?} {isa}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn any_alignment_gives_the_same_bits() {
+    let layer = Layer::new([45, 70, 37, 5]);
+    for isa in Isa::available() {
+        let pool = Pool::with_isa(2, isa);
+        assert_eq!(layer.run(&pool, 0), layer.run(&pool, 1), "{isa}");
+    }
+}
+
+#[test]
+fn zeros_give_zeros_and_what_is_not_finite_stays_in_its_row() {
+    for isa in Isa::available() {
+        let pool = Pool::with_isa(2, isa);
+        let mut layer = Layer::new([40, 64, 50, 8]);
+        let [m, k, n, _] = layer.sizes;
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            (layer.x[7 * k + 3], layer.dy[9 * n + 5]) = (value, value);
+            let [y, dx] = layer.run(&pool, 0);
+            let finite = |x: &[f32]| x.iter().filter(|x| x.is_finite()).count();
+            assert!((0..m).all(|row| finite(&y[row * n..][..n]) == if row == 7 { 0 } else { n }), "{value} {isa}");
+            assert!((0..m).all(|row| finite(&dx[row * k..][..k]) == if row == 9 { 0 } else { k }), "{value} {isa}");
+        }
+        (layer.x, layer.dy) = (vec![0.0; m * k], vec![0.0; m * n]);
+        assert!(layer.run(&pool, 0).concat().iter().all(|&value| value == 0.0), "{isa}");
+    }
+}

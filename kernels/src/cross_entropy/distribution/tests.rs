@@ -160,3 +160,56 @@ fn tiles_levels_and_threads() {
         }
     }
 }
+
+#[test]
+fn ragged_sizes() {
+    for (n, vocab, d) in [(1, 1, [1, 1]), (17, 33, [5, 19]), (30, 400, [65, 1]), (3, 129, [600, 40])] {
+        let mut case = Case::new(n, vocab, d, true);
+        for (width, x, ..) in &mut case.heads {
+            let scale = (8.0 / *width as f32).min(1.0);
+            x.iter_mut().for_each(|x| *x *= scale);
+        }
+        let d_value: Vec<f32> = (0..n).map(|i| 1.0 - 0.1 * (i % 7) as f32).collect();
+        for what in ALL {
+            let want = case.run(&Pool::with_isa(1, Isa::Scalar), what, &d_value);
+            for isa in Isa::available() {
+                let got = case.run(&Pool::with_isa(2, isa), what, &d_value);
+                for (got, want) in got.iter().flatten().zip(want.iter().flatten()) {
+                    assert!((got - want).abs() <= 3e-5 * want.abs().max(1.0), "{got} {want} {vocab} at {isa} of {what:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn zero_logits_are_one_distribution() {
+    let mut case = Case::new(20, 90, [16, 12], false);
+    case.heads.iter_mut().for_each(|(_, x, ..)| x.fill(0.0));
+    for isa in Isa::available() {
+        for (what, want) in ALL.into_iter().zip([90f32.ln(), 0.0, 0.0, 0.0, 0.0]) {
+            let [value, dx, _] = case.run(&Pool::with_isa(2, isa), what, &[1.0; 20]);
+            assert!(value.iter().all(|value| (value - want).abs() < 1e-5), "{isa} {what:?}");
+            let mean = matches!(what, What::Statistic(Statistic::Mean));
+            assert!(mean || dx.iter().all(|dx| dx.abs() < 1e-5), "{isa} {what:?}");
+        }
+    }
+}
+
+#[test]
+fn a_nan_stays_in_its_row() {
+    let mut case = Case::new(40, 300, [24, 16], false);
+    case.heads[0].1[6 * 24 + 5] = f32::NAN;
+    for isa in Isa::available() {
+        for what in ALL {
+            let [value, dx, _] = case.run(&Pool::with_isa(2, isa), what, &[1.0; 40]);
+            // The gradient of a mean need not depend on the logits.
+            let mean = matches!(what, What::Statistic(Statistic::Mean));
+            for row in 0..40 {
+                assert_eq!(value[row].is_nan(), row == 6, "{isa} {what:?} {row}");
+                let finite = dx[row * 24..][..24].iter().all(|dx| dx.is_finite());
+                assert!(if row == 6 { mean || !finite } else { finite }, "{isa} {what:?} {row}");
+            }
+        }
+    }
+}
