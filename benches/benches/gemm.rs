@@ -11,7 +11,7 @@ use swift_benches::median;
 use swift_kernels::ceiling::Ceilings;
 use swift_kernels::elementwise::Unary;
 use swift_kernels::format::{Format, Weight};
-use swift_kernels::gemm::{Addend, Factor, Fused, MatRef, Output, Packed, gemm as swift_gemm, gemm_fused};
+use swift_kernels::gemm::{Addend, Factor, Fused, MatRef, Output, gemm as swift_gemm, gemm_fused};
 use swift_kernels::linear::{linear, linear_dx};
 use swift_kernels::pool::{Disjoint, Pool};
 use swift_kernels::quant::quantize;
@@ -135,16 +135,14 @@ impl Bench {
         report(&name, ours, 2.0 * (m * n * k) as f64, Some(baseline));
     }
 
-    /// `x W^T` with weights as halves and packed before, and with what an epilogue can do.
+    /// `x W^T` with weights as halves, and with what an epilogue can do.
     fn fused(&self, [m, n, k]: [usize; 3]) {
         let pool = &self.pool;
         let (x, w, bias, mut y) = (values(m * k), values(n * k), values(n), vec![0.0; m * n]);
         let halves: Vec<bf16> = w.iter().map(|&w| bf16::from_f32(w)).collect();
         let (floats, halves) = (MatRef::new(&w, k).transposed(), MatRef::new(&halves, k).transposed());
-        let packed = Packed::new(pool, k, n, floats);
-        let cases: [(&str, Factor<'_>, Option<Unary>); 4] = [
+        let cases: [(&str, Factor<'_>, Option<Unary>); 3] = [
             ("bf16", Factor::Matrix { b: halves.into(), k, n }, None),
-            ("packed", Factor::Packed(&packed), None),
             ("silu", Factor::Matrix { b: floats.into(), k, n }, Some(Unary::Silu)),
             ("gelu", Factor::Matrix { b: floats.into(), k, n }, Some(Unary::GeluErf)),
         ];

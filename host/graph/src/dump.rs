@@ -12,7 +12,7 @@
 
 use std::fmt::Write;
 
-use crate::op::{AttentionSpec, Bend, ConstantData, CrossEntropySpec, Instr, LinearDivergence, Op, Span};
+use crate::op::{AttentionSpec, Bend, ConstantData, ConvSpec, CrossEntropySpec, Instr, LinearDivergence, Op, Span};
 use crate::{Dim, Float, Graph, InputId, Node, NodeId, OpRule, ParamId, Shape, StateId, Target, Type};
 
 /// How tables are named in the text.
@@ -145,7 +145,10 @@ fn attributes(op: &Op, names: &mut dyn Names) -> Vec<String> {
         Op::SegmentReduce(op) => vec![format!("{:?} count={}", op.op, names.dim(&op.count))],
         Op::ScatterRows(op) => vec![flag(op.accumulate, "accumulate")],
         Op::MatMul(op) => vec![flag(op.transpose_a, "transpose-a"), flag(op.transpose_b, "transpose-b")],
-        Op::Linear(op) => vec![format!("alpha={}", number(op.alpha)), flag(op.bias, "bias"), flag(op.addend, "addend")],
+        Op::Linear(op) => {
+            let activation = op.activation.map(|f| format!("{f:?}")).unwrap_or_default();
+            vec![format!("alpha={}", number(op.alpha)), flag(op.bias, "bias"), activation, flag(op.addend, "addend")]
+        }
         Op::LinearDx(op) => vec![format!("alpha={}", number(op.alpha)), flag(op.addend, "addend")],
         Op::LowRankLinear(op) => vec![
             flag(op.backward, "backward"),
@@ -157,6 +160,10 @@ fn attributes(op: &Op, names: &mut dyn Names) -> Vec<String> {
         Op::TopK(op) => vec![format!("k={}", op.k)],
         Op::ScatterLast(op) => vec![format!("count={}", names.dim(&op.count))],
         Op::GroupedLinearDw(op) => vec![format!("count={}", names.dim(&op.count))],
+        Op::Conv(op) => vec![conv(&op.spec), flag(op.bias, "bias")],
+        // The shapes of images and filters are the outputs'.
+        Op::ConvDx(op) => vec![conv(&op.spec)],
+        Op::ConvDw(op) => vec![conv(&op.spec)],
         Op::EmbedDw(op) => vec![format!("vocab={}", names.dim(&op.vocab))],
         Op::RmsNorm(op) => {
             vec![format!("eps={}", number(op.eps)), flag(op.unit_offset, "unit-offset"), flag(op.weight, "weight")]
@@ -224,6 +231,11 @@ fn attention(spec: &AttentionSpec) -> Vec<String> {
         flag(spec.sinks, "sinks"),
         flag(spec.bias, "bias"),
     ]
+}
+
+fn conv(spec: &ConvSpec) -> String {
+    let ConvSpec { stride, pad_lo, pad_hi, dilation, groups } = spec;
+    format!("stride={stride:?} pad-lo={pad_lo:?} pad-hi={pad_hi:?} dilation={dilation:?} groups={groups}")
 }
 
 fn cross_entropy(spec: &CrossEntropySpec) -> String {
@@ -304,7 +316,7 @@ mod tests {
         let w = g.declare_param(ParamInfo { name: "w \"q\"".into(), shape: vec![2, 4], trainable: true }).unwrap();
         let w = g.param(w).unwrap();
         g.push_scope("layers.0").unwrap();
-        let y = g.push(Linear { alpha: Float(0.5), bias: false, addend: false }, &[x, w]).unwrap();
+        let y = g.push(Linear { alpha: Float(0.5), ..Linear::plain() }, &[x, w]).unwrap();
         g.pop_scope();
         let m = g.declare_state("m", Type::scalar(DType::F32)).unwrap();
         let sum = g.sum_all(y).unwrap();

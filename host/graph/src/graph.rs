@@ -117,6 +117,8 @@ pub enum SiteKind {
     GroupedLinear,
     /// Table lookup.
     Embedding,
+    /// Convolution with filters `w`.
+    Conv,
 }
 
 /// A place where a PEFT method may replace the plain computation.

@@ -54,10 +54,27 @@ fn infer(op: &Op, inputs: &[Type]) -> Result<Vec<Type>, Error> {
 #[test]
 fn refusals() {
     let slice = |axis, start: Dim, len: Dim| op::Slice { axis, start, len }.into();
-    let linear = |bias, addend| op::Linear { alpha: Float(1.0), bias, addend }.into();
+    let linear = |bias, addend| op::Linear { bias, addend, ..op::Linear::plain() }.into();
     let norm = |weight| op::RmsNorm { eps: Float(1e-5), unit_offset: false, weight }.into();
     let matmul = op::MatMul { transpose_a: false, transpose_b: false };
+    let conv = |stride: &[u64], pad: &[u64], groups| {
+        let ones = vec![1; stride.len()];
+        let spec = op::ConvSpec { stride: stride.to_vec(), pad_lo: pad.to_vec(), pad_hi: pad.to_vec(), dilation: ones, groups };
+        op::Conv { spec, bias: false }.into()
+    };
     let table: Vec<(Op, Vec<Type>)> = vec![
+        (conv(&[1], &[0], 1), vec![f(&[1, 2, 5])]),
+        (conv(&[1], &[0], 1), vec![f(&[1, 2, 5]), f(&[4, 3, 2])]),
+        (conv(&[1], &[0], 1), vec![f(&[1, 2, 5]), f(&[4, 2, 6])]),
+        (conv(&[1], &[0], 1), vec![f(&[1, 2, 5]), f(&[4, 2, 0])]),
+        (conv(&[1], &[0], 1), vec![f(&[1, 2, 5, 5]), f(&[4, 2, 2, 2])]),
+        (conv(&[1, 1], &[0], 1), vec![f(&[1, 2, 5, 5]), f(&[4, 2, 2, 2])]),
+        (conv(&[1, 1, 1], &[0, 0, 0], 1), vec![f(&[1, 2, 5, 5, 5]), f(&[4, 2, 2, 2, 2])]),
+        (conv(&[0], &[0], 1), vec![f(&[1, 2, 5]), f(&[4, 2, 2])]),
+        (conv(&[1], &[0], 0), vec![f(&[1, 2, 5]), f(&[4, 2, 2])]),
+        (conv(&[1], &[0], 3), vec![f(&[1, 6, 5]), f(&[4, 2, 2])]),
+        (conv(&[1], &[u64::MAX], 1), vec![f(&[1, 2, 5]), f(&[4, 2, 2])]),
+        (conv(&[1], &[0], 1), vec![i(&[1, 2, 5]), f(&[4, 2, 2])]),
         (op::Unary(UnaryOp::Exp).into(), vec![]),
         (op::Unary(UnaryOp::Exp).into(), vec![i(&[2])]),
         (op::Unary(UnaryOp::LogicalNot).into(), vec![f(&[2])]),

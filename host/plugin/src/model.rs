@@ -223,11 +223,12 @@ impl TracedModel {
                 GraphSiteKind::Linear => SiteKind::Linear,
                 GraphSiteKind::GroupedLinear => SiteKind::GroupedLinear,
                 GraphSiteKind::Embedding => SiteKind::Embedding,
+                GraphSiteKind::Conv => SiteKind::Conv,
             };
-            // A linear's weight is [out, in], that of experts [e, out, in], a table's [vocab, d].
+            // A linear's weight is [out, in], filters are [out, in, ...], experts [e, out, in], a table is [vocab, d].
             let (d_in, d_out, experts) = match kind {
                 SiteKind::GroupedLinear => (p.shape[2], p.shape[1], p.shape[0]),
-                SiteKind::Linear => (p.shape[1], p.shape[0], 0),
+                SiteKind::Linear | SiteKind::Conv => (p.shape[1], p.shape[0], 0),
                 _ => (p.shape[0], p.shape[1], 0),
             };
             let info = info(id as u32, site.path.clone(), kind, d_in, d_out, quantised(&p.name));
@@ -242,6 +243,8 @@ impl TracedModel {
                 Op::RmsNorm(n) if n.weight => rest.push((node.inputs[1], SiteKind::Norm)),
                 Op::Read(_) => rest.push((node.inputs[0], SiteKind::Other)),
                 Op::GroupedLinear(_) => rest.push((node.inputs[1], SiteKind::Other)),
+                // Filters are read.
+                Op::Conv(c) if c.bias => rest.push((node.inputs[2], SiteKind::Other)),
                 Op::Linear(_) | Op::Embed(_) => {
                     let kind = if matches!(node.op, Op::Linear(_)) { SiteKind::Other } else { SiteKind::Embedding };
                     let weights = if kind == SiteKind::Other { &node.inputs[1..] } else { &node.inputs[..1] };

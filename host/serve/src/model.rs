@@ -309,10 +309,11 @@ fn list_sites(g: &Graph, plan: &ModelPlan, checkpoint: &Checkpoint) -> Vec<SiteI
             swift_graph::SiteKind::Linear => SiteKind::Linear,
             swift_graph::SiteKind::GroupedLinear => SiteKind::GroupedLinear,
             swift_graph::SiteKind::Embedding => SiteKind::Embedding,
+            swift_graph::SiteKind::Conv => SiteKind::Conv,
         };
         let (d_in, d_out, experts) = match kind {
             SiteKind::GroupedLinear => (size(2), size(1), size(0)),
-            SiteKind::Linear => (size(1), size(0), 0),
+            SiteKind::Linear | SiteKind::Conv => (size(1), size(0), 0),
             _ => (size(0), size(1), 0),
         };
         let weight = name_of(site.weight);

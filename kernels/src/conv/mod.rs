@@ -49,8 +49,10 @@ pub struct Conv {
     pub kernel: [usize; 2],
     /// Distance between places in the image.
     pub stride: [usize; 2],
-    /// Zeros on either side of the image.
-    pub padding: [usize; 2],
+    /// Zeros before the image.
+    pub pad_lo: [usize; 2],
+    /// Zeros after it.
+    pub pad_hi: [usize; 2],
     /// Distance between weights of a filter in the image.
     pub dilation: [usize; 2],
 }
@@ -73,7 +75,7 @@ impl Conv {
                 "empty filter, stride or dilation"
             );
             let reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1;
-            let padded = self.input[axis] + 2 * self.padding[axis];
+            let padded = self.input[axis] + self.pad_lo[axis] + self.pad_hi[axis];
             assert!(reach <= padded, "a filter is larger than the padded image");
             (padded - reach) / self.stride[axis] + 1
         })
@@ -107,7 +109,7 @@ impl Conv {
 
     /// Whether unfolding changes nothing.
     fn is_plain(&self) -> bool {
-        self.kernel == [1, 1] && self.stride == [1, 1] && self.padding == [0, 0]
+        self.kernel == [1, 1] && self.stride == [1, 1] && self.pad_lo == [0, 0] && self.pad_hi == [0, 0]
     }
 
     /// Lengths of the operands' parts for one image and group: input, weight, output.
@@ -160,7 +162,7 @@ pub fn conv2d(pool: &Pool, conv: &Conv, x: &[f32], w: &[f32], bias: Option<&[f32
             Panels::Made(&unfold)
         };
         let beta = f32::from(u8::from(bias.is_some()));
-        blocked(pool, sizes, &filters, &panels, out, places, Epilogue { alpha: 1.0, beta, bias: None });
+        blocked(pool, sizes, &filters, &panels, out, places, Epilogue { alpha: 1.0, beta, bias: None, addend: None });
     });
 }
 
@@ -230,7 +232,7 @@ pub fn conv2d_dw(pool: &Pool, conv: &Conv, dy: &[f32], x: &[f32], dw: &mut [f32]
             };
             let beta = f32::from(u8::from(image > 0));
             let out = dw.after(group * w_len);
-            blocked(pool, sizes, &dy, &panels, out, sizes.n, Epilogue { alpha: 1.0, beta, bias: None });
+            blocked(pool, sizes, &dy, &panels, out, sizes.n, Epilogue { alpha: 1.0, beta, bias: None, addend: None });
         }
     });
 }

@@ -9,7 +9,7 @@ fn products(conv: &Conv, mut body: impl FnMut(usize, usize, usize)) {
     let [y_len, x_len] = conv.output();
     let (inputs, outputs) = (conv.in_channels / conv.groups, conv.out_channels / conv.groups);
     let place = |axis: usize, at: usize, tap: usize| {
-        (at * conv.stride[axis] + tap * conv.dilation[axis]).checked_sub(conv.padding[axis]).filter(|&i| i < conv.input[axis])
+        (at * conv.stride[axis] + tap * conv.dilation[axis]).checked_sub(conv.pad_lo[axis]).filter(|&i| i < conv.input[axis])
     };
     for image in 0..conv.batch {
         for o in 0..conv.out_channels {

@@ -1,7 +1,7 @@
 //! The unfolded image: one row for each weight of a filter, one column for each place that the filter is put.
 //!
 //! ```text
-//! unfolded[(c, r, s)][(y, x)] = image[c][y stride - padding + r dilation][x stride - padding + s dilation]     0 outside
+//! unfolded[(c, r, s)][(y, x)] = image[c][y stride - lo + r dilation][x stride - lo + s dilation]     0 outside
 //! ```
 
 use super::Conv;
@@ -25,7 +25,7 @@ struct Meets {
 
 /// Where weight `tap` of axis `axis` meets the image.
 fn meets(conv: &Conv, axis: usize, tap: usize) -> Meets {
-    let (stride, padding, places) = (conv.stride[axis], conv.padding[axis], conv.output()[axis]);
+    let (stride, padding, places) = (conv.stride[axis], conv.pad_lo[axis], conv.output()[axis]);
     let shift = tap * conv.dilation[axis];
     let first = padding.saturating_sub(shift).div_ceil(stride);
     let end = (conv.input[axis] + padding).saturating_sub(shift).div_ceil(stride).min(places);

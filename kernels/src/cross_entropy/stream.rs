@@ -312,6 +312,8 @@ impl<'a, const H: usize> Stream<'a, H> {
                 ldc,
                 alpha: 1.0,
                 beta,
+                d: c.as_mut_ptr(),
+                ldd: ldc,
                 bias: std::ptr::null(),
             });
         }

@@ -56,8 +56,8 @@ unsafe fn tile_of<const PACKED: bool, const ROWS: usize, const VECS: usize, cons
     let (mut a, mut b) = (t.a, t.b);
     let rows: [*const f32; ROWS] = std::array::from_fn(|r| t.a.wrapping_add(r * t.a_stride));
     let mut acc = [[_mm256_setzero_ps(); VECS]; ROWS];
-    // SAFETY: `a` holds `k` values for each of `ROWS`, `b` has `k` rows of `cols` values and `c`
-    // has `ROWS` of them; lanes beyond `cols` are masked off. Prefetches may miss.
+    // SAFETY: `a` holds `k` values for each of `ROWS`, `b` has `k` rows of `cols` values, `c` and `d`
+    // have `ROWS` of them; lanes beyond `cols` are masked off. Prefetches may miss.
     unsafe {
         for r in 0..ROWS {
             _mm_prefetch::<_MM_HINT_T0>(t.c.add(r * t.ldc).cast());
@@ -92,7 +92,8 @@ unsafe fn tile_of<const PACKED: bool, const ROWS: usize, const VECS: usize, cons
                 let c = t.c.wrapping_add(r * t.ldc + v * LANES);
                 let mut value = _mm256_fmadd_ps(alpha, acc[r][v], bias);
                 if t.beta != 0.0 {
-                    value = _mm256_fmadd_ps(beta, _mm256_maskload_ps(c, masks[v]), value);
+                    let d = t.d.wrapping_add(r * t.ldd + v * LANES);
+                    value = _mm256_fmadd_ps(beta, _mm256_maskload_ps(d, masks[v]), value);
                 }
                 if MASKED {
                     _mm256_maskstore_ps(c, masks[v], value);

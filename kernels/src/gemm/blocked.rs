@@ -22,7 +22,6 @@ use super::finish::Finish;
 use super::kernel::{Epilogue, Kernels, Tile, kernels};
 use super::operand::{MatRef, Source};
 use super::pack::{GROUP, Panels, Part, pack_left};
-use super::packed::Packed;
 use super::scratch::with_scratch;
 use crate::lora::Second;
 use crate::pool::{Disjoint, Pool};
@@ -65,16 +64,9 @@ fn part_of(len: usize, parts: usize, index: usize) -> (usize, usize) {
 }
 
 /// Length of the blocks when `len` is cut evenly into blocks of at most `most`.
-pub(super) fn even_block(len: usize, most: usize, unit: usize) -> usize {
+fn even_block(len: usize, most: usize, unit: usize) -> usize {
     let blocks = len.div_ceil(most);
     len.div_ceil(blocks).next_multiple_of(unit)
-}
-
-/// The right operand: a source that tasks pack, or panels packed before.
-#[derive(Clone, Copy)]
-pub(crate) enum Right<'a> {
-    Panels(Panels<'a>),
-    Packed(&'a Packed),
 }
 
 /// Where sums go.
@@ -86,7 +78,7 @@ pub(crate) enum Out<'a> {
     Finished(&'a Finish<'a>),
 }
 
-/// `c = alpha a b + bias + beta c` for non-empty sizes; operands and `c` have been checked.
+/// `c = alpha a b + bias + beta c`, or the addend in place of `c`, for non-empty sizes; operands and `c` have been checked.
 pub(crate) fn blocked(
     pool: &Pool,
     sizes: Sizes,
@@ -96,7 +88,7 @@ pub(crate) fn blocked(
     ldc: usize,
     epilogue: Epilogue<'_>,
 ) {
-    product(pool, sizes, Source::Floats(*a), Right::Panels(*b), Out::Plain(c, ldc), epilogue);
+    product(pool, sizes, Source::Floats(*a), *b, Out::Plain(c, ldc), epilogue);
 }
 
 /// [`blocked`], with another product that adds to each tile of the output.
@@ -111,11 +103,11 @@ pub(crate) fn blocked_with(
     epilogue: Epilogue<'_>,
     second: &Second<'_>,
 ) {
-    products(pool, sizes, Source::Floats(*a), Right::Panels(*b), Out::Plain(c, ldc), (epilogue, Some(second)));
+    products(pool, sizes, Source::Floats(*a), *b, Out::Plain(c, ldc), (epilogue, Some(second)));
 }
 
 /// [`blocked`] for operands and outputs of all kinds.
-pub(crate) fn product(pool: &Pool, sizes: Sizes, a: Source<'_>, b: Right<'_>, out: Out<'_>, epilogue: Epilogue<'_>) {
+pub(crate) fn product(pool: &Pool, sizes: Sizes, a: Source<'_>, b: Panels<'_>, out: Out<'_>, epilogue: Epilogue<'_>) {
     products(pool, sizes, a, b, out, (epilogue, None));
 }
 
@@ -123,17 +115,14 @@ fn products(
     pool: &Pool,
     sizes: Sizes,
     a: Source<'_>,
-    b: Right<'_>,
+    b: Panels<'_>,
     out: Out<'_>,
     (epilogue, second): (Epilogue<'_>, Option<&Second<'_>>),
 ) {
     let kernels = kernels(pool.isa());
     let Sizes { m, n, k } = sizes;
     let small = sizes.is_small();
-    let kc = match &b {
-        Right::Panels(b) => even_block(k, kernels.kc, b.units().0),
-        Right::Packed(b) => b.kc(),
-    };
+    let kc = even_block(k, kernels.kc, b.units().0);
     let grid = Grid::new(pool.threads(), kernels, &b, sizes, kc);
     let walk = Walk { kernels, n, k, kc, grid, b, out, epilogue, second };
     if let Source::Floats(rows) = a
@@ -173,11 +162,8 @@ struct Grid {
 }
 
 impl Grid {
-    fn new(threads: usize, kernels: &Kernels, b: &Right<'_>, sizes: Sizes, kc: usize) -> Grid {
-        let unit = match b {
-            Right::Panels(b) => b.units().1.max(GROUP),
-            Right::Packed(_) => GROUP,
-        };
+    fn new(threads: usize, kernels: &Kernels, b: &Panels<'_>, sizes: Sizes, kc: usize) -> Grid {
+        let unit = b.units().1.max(GROUP);
         let units = sizes.n.div_ceil(unit);
         let tiles = sizes.m.div_ceil(kernels.mr);
         // As wide as fits, since A passes each strip, and equally many for each thread.
@@ -200,7 +186,7 @@ struct Walk<'a> {
     /// Most values of `k` per pass.
     kc: usize,
     grid: Grid,
-    b: Right<'a>,
+    b: Panels<'a>,
     out: Out<'a>,
     epilogue: Epilogue<'a>,
     /// What adds to each tile of a plain output, after the first pass over `k`.
@@ -276,7 +262,7 @@ impl Block<'_> {
             Out::Finished(finish) if self.ks.1 > kc && finish.sums().is_none() => self.rows.1 * padded,
             _ => 0,
         };
-        let packed = if matches!(self.walk.b, Right::Panels(_)) { kc.min(self.ks.1) * padded } else { 0 };
+        let packed = kc.min(self.ks.1) * padded;
         with_scratch(packed + waiting, |scratch| {
             let (packed, waiting) = scratch.split_at_mut(packed);
             let sums = match out {
@@ -291,20 +277,14 @@ impl Block<'_> {
             };
             for (k0, k) in self.passes() {
                 let part = Part { k0, k, j0, cols };
-                let panels = match &self.walk.b {
-                    Right::Panels(b) => {
-                        b.pack(kernels, part, packed);
-                        packed.as_ptr()
-                    }
-                    Right::Packed(b) => b.panels(part),
-                };
-                self.tiles_of(tiles, part, panels, sums);
+                self.walk.b.pack(kernels, part, packed);
+                self.tiles_of(tiles, part, packed, sums);
             }
         });
     }
 
     /// Adds one pass to the given tiles of a strip.
-    fn tiles_of(&self, (tile0, tile_count): (usize, usize), part: Part, panels: *const f32, sums: Sums) {
+    fn tiles_of(&self, (tile0, tile_count): (usize, usize), part: Part, panels: &[f32], sums: Sums) {
         let Walk { kernels, k, out, epilogue, .. } = *self.walk;
         let (nr, tiles) = (kernels.nr, self.tiles());
         let epilogue = epilogue.pass(part.k0 == 0);
@@ -326,18 +306,24 @@ impl Block<'_> {
             for first in (0..part.cols).step_by(nr) {
                 let (j, cols) = (part.j0 + first, nr.min(part.cols - first));
                 let c = sums.origin.wrapping_add(i * sums.stride + j);
+                let (d, ldd) = match epilogue.addend {
+                    Some((values, stride)) => (values[i * stride + j..].as_ptr(), stride),
+                    None => (c.cast_const(), sums.stride),
+                };
                 let mut tile = Tile {
                     rows,
                     cols,
                     k: part.k,
                     a,
                     a_stride,
-                    b: panels.wrapping_add(first * part.k),
+                    b: panels[first * part.k..].as_ptr(),
                     b_stride: nr,
                     c,
                     ldc: sums.stride,
                     alpha: epilogue.alpha,
                     beta: epilogue.beta,
+                    d,
+                    ldd,
                     bias: epilogue.bias.map_or(std::ptr::null(), |bias| bias[j..][..cols].as_ptr()),
                 };
                 if finish.is_some() {

@@ -2,15 +2,15 @@
 
 use half::{bf16, f16};
 
-use super::blocked::{self, Out, Right, Sizes};
+use super::blocked::{self, Out, Sizes};
 use super::check_output;
 use super::finish::{Cells, Finish};
 use super::kernel::Epilogue;
-use super::operand::{Operand, Source};
+use super::operand::Operand;
 use super::pack::Panels;
-use super::packed::Packed;
 use super::scratch::with_scratch;
 use crate::elementwise::Unary;
+use crate::format::Weight;
 use crate::pool::{Disjoint, Pool};
 
 /// `c = activation(alpha a b + bias) + addend` with `a` `[m, k]`, `b` `[k, n]`, `c` `[m, n]`.
@@ -44,8 +44,8 @@ pub enum Factor<'a> {
         /// Its columns.
         n: usize,
     },
-    /// A matrix packed before.
-    Packed(&'a Packed),
+    /// The transpose of a weight in any format, decoded panel by panel: the right operand of a linear layer.
+    Weight(Weight<'a>),
 }
 
 /// What a product is added to.
@@ -96,13 +96,13 @@ impl Output<'_> {
 /// [`crate::elementwise`] states.
 ///
 /// # Panics
-/// When an operand, the bias, the addend or `c` is too short for its shape, or `b` was packed for other instructions than the pool's.
+/// When an operand, the bias, the addend or `c` is too short for its shape.
 #[track_caller]
 pub fn gemm_fused(pool: &Pool, product: &Fused<'_>, c: Output<'_>, ldc: usize) {
     let &Fused { m, a, b, alpha, bias, activation, addend } = product;
     let (k, n) = match b {
         Factor::Matrix { k, n, .. } => (k, n),
-        Factor::Packed(b) => (b.k(), b.n()),
+        Factor::Weight(w) => (w.cols, w.rows),
     };
     if m == 0 || n == 0 {
         return;
@@ -116,14 +116,11 @@ pub fn gemm_fused(pool: &Pool, product: &Fused<'_>, c: Output<'_>, ldc: usize) {
     let right = match b {
         Factor::Matrix { b, .. } => {
             b.check(k, n);
-            Right::Panels(match b.source(pool.isa()) {
-                Source::Floats(b) => Panels::Dense(b),
-                Source::Halves(b) => Panels::Halves(b),
-            })
+            Panels::of(pool.isa(), b)
         }
-        Factor::Packed(b) => {
-            b.check(pool.isa(), k, n);
-            Right::Packed(b)
+        Factor::Weight(w) => {
+            w.check();
+            Panels::transposed(pool.isa(), &w)
         }
     };
     let c = match c {
@@ -137,16 +134,17 @@ pub fn gemm_fused(pool: &Pool, product: &Fused<'_>, c: Output<'_>, ldc: usize) {
         return empty(&finish, sizes, bias);
     }
     let source = a.source(pool.isa());
-    // The inner kernels themselves add to the old value of a plain output.
-    let plain = match (c, activation, addend) {
-        (Cells::F32(c), None, Addend::None) => Some((c, 0.0)),
-        (Cells::F32(c), None, Addend::Output { beta }) => Some((c, beta)),
-        _ => None,
+    let epilogue = Epilogue { alpha, beta: 0.0, bias, addend: None };
+    // The inner kernels themselves add what is added to a plain output.
+    let (out, epilogue) = match (c, activation, addend) {
+        (Cells::F32(c), None, Addend::None) => (Out::Plain(c, ldc), epilogue),
+        (Cells::F32(c), None, Addend::Output { beta }) => (Out::Plain(c, ldc), Epilogue { beta, ..epilogue }),
+        (Cells::F32(c), None, Addend::Matrix { values, row_stride, beta }) => {
+            (Out::Plain(c, ldc), Epilogue { beta, addend: Some((values, row_stride)), ..epilogue })
+        }
+        _ => (Out::Finished(&finish), epilogue),
     };
-    match plain {
-        Some((c, beta)) => blocked::product(pool, sizes, source, right, Out::Plain(c, ldc), Epilogue { alpha, beta, bias }),
-        None => blocked::product(pool, sizes, source, right, Out::Finished(&finish), Epilogue { alpha, beta: 0.0, bias }),
-    }
+    blocked::product(pool, sizes, source, right, out, epilogue);
 }
 
 /// A product over nothing: the bias alone is finished.

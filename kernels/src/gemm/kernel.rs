@@ -2,7 +2,7 @@
 
 use crate::isa::Isa;
 
-/// One register tile: `c = alpha a b + bias + beta c`.
+/// One register tile: `c = alpha a b + bias + beta d`, where `d` may be `c`.
 ///
 /// `a` is packed `[k][rows]` if `a_stride` is zero, else rows of `k` contiguous values, `a_stride` apart;
 /// `b` has `k` rows of `cols` contiguous values, `b_stride` apart.
@@ -19,8 +19,10 @@ pub(crate) struct Tile {
     pub(crate) c: *mut f32,
     pub(crate) ldc: usize,
     pub(crate) alpha: f32,
-    /// `c` is not read when this is zero.
+    /// `d` is not read when this is zero.
     pub(crate) beta: f32,
+    pub(crate) d: *const f32,
+    pub(crate) ldd: usize,
     /// `cols` values, or null.
     pub(crate) bias: *const f32,
 }
@@ -31,12 +33,14 @@ pub(crate) struct Epilogue<'a> {
     pub(crate) alpha: f32,
     pub(crate) beta: f32,
     pub(crate) bias: Option<&'a [f32]>,
+    /// What `beta` multiplies, and the distance between its rows; without one, the old value of `c`.
+    pub(crate) addend: Option<(&'a [f32], usize)>,
 }
 
 impl<'a> Epilogue<'a> {
     /// What the first, or a later, pass over `k` does: later ones only add.
     pub(crate) fn pass(self, first: bool) -> Epilogue<'a> {
-        if first { self } else { Epilogue { beta: 1.0, bias: None, ..self } }
+        if first { self } else { Epilogue { beta: 1.0, bias: None, addend: None, ..self } }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! `c = alpha a b + beta c` with `a` `[m, k]`, `b` `[k, n]`, and `c` `[m, n]` row-major:
 //! [`gemm`], many at once as [`gemm_batched`] (equal sizes) and [`gemm_grouped`] (experts), and [`gemm_fused`], which adds
-//! operands and outputs in `f16` and `bf16`, right operands packed before ([`Packed`]), activations and residuals.
+//! operands and outputs in `f16` and `bf16`, weights in any format, activations and residuals.
 //!
 //! Two algorithms share the inner kernels of each instruction set:
 //!
@@ -32,7 +32,6 @@ mod grouped;
 pub(crate) mod kernel;
 mod operand;
 pub(crate) mod pack;
-mod packed;
 mod scalar;
 pub(crate) mod scratch;
 #[cfg(test)]
@@ -42,7 +41,6 @@ mod thin;
 pub use fused::{Addend, Factor, Fused, Output, gemm_fused};
 pub use grouped::{Member, gemm_grouped};
 pub use operand::{MatRef, Operand};
-pub use packed::Packed;
 pub use scratch::SCRATCH_BYTES;
 
 use blocked::{Sizes, blocked};
@@ -144,7 +142,7 @@ fn check_output(m: usize, n: usize, len: usize, ldc: usize) {
 #[expect(clippy::too_many_arguments, reason = "one private hop between two public signatures")]
 fn product(pool: &Pool, sizes: Sizes, a: MatRef<'_>, b: MatRef<'_>, c: Disjoint<'_, f32>, ldc: usize, alpha: f32, beta: f32) {
     let Sizes { m, n, k } = sizes;
-    let epilogue = Epilogue { alpha, beta, bias: None };
+    let epilogue = Epilogue { alpha, beta, bias: None, addend: None };
     if k == 0 {
         for i in 0..m {
             // SAFETY: the output was checked, and nothing else runs.

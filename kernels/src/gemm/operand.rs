@@ -3,7 +3,7 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use crate::format::Format;
+use crate::format::{Format, Weight};
 use crate::isa::Isa;
 use crate::quant::{Decoder, decoder};
 
@@ -79,6 +79,30 @@ impl<'a> From<MatRef<'a, bf16>> for Operand<'a> {
 }
 
 impl<'a> Operand<'a> {
+    /// The elements of a weight that is stored as floats or halves and happens to be aligned.
+    pub(crate) fn of_weight(w: &Weight<'a>) -> Option<Operand<'a>> {
+        fn elements<T>(data: &[u8]) -> Option<&[T]> {
+            // SAFETY: only called for floats and halves, where every bit pattern is a value.
+            let (before, elements, after) = unsafe { data.align_to::<T>() };
+            (before.is_empty() && after.is_empty() && cfg!(target_endian = "little")).then_some(elements)
+        }
+        match w.format {
+            Format::F32 => elements::<f32>(w.data).map(|data| MatRef::new(data, w.cols).into()),
+            Format::F16 => elements::<f16>(w.data).map(|data| MatRef::new(data, w.cols).into()),
+            Format::BF16 => elements::<bf16>(w.data).map(|data| MatRef::new(data, w.cols).into()),
+            _ => None,
+        }
+    }
+
+    /// The transpose; nothing is moved.
+    pub(crate) fn transposed(self) -> Operand<'a> {
+        match self {
+            Operand::F32(matrix) => Operand::F32(matrix.transposed()),
+            Operand::F16(matrix) => Operand::F16(matrix.transposed()),
+            Operand::BF16(matrix) => Operand::BF16(matrix.transposed()),
+        }
+    }
+
     /// Panics unless the matrix holds `rows` by `cols` elements.
     #[track_caller]
     pub(crate) fn check(&self, rows: usize, cols: usize) {

@@ -12,10 +12,11 @@
 //! that a weight that is read along its columns decodes block by block.
 
 use super::kernel::{Kernels, Transpose};
-use super::operand::{Halves, MatRef, Source};
+use super::operand::{Halves, MatRef, Operand, Source};
 use super::scratch::with_scratch;
 use crate::format::Weight;
-use crate::quant::Decoder;
+use crate::isa::Isa;
+use crate::quant::{Decoder, decoder};
 
 /// A multiple of every `nr` and of every block length; packed columns are padded to it.
 pub(crate) const GROUP: usize = 32;
@@ -65,7 +66,31 @@ pub(crate) struct Part {
     pub(crate) cols: usize,
 }
 
-impl Panels<'_> {
+impl<'a> Panels<'a> {
+    /// An operand as it is.
+    pub(crate) fn of(isa: Isa, b: Operand<'a>) -> Panels<'a> {
+        match b.source(isa) {
+            Source::Floats(b) => Panels::Dense(b),
+            Source::Halves(b) => Panels::Halves(b),
+        }
+    }
+
+    /// A weight as the right operand of a linear layer; floats and halves are taken as they are.
+    pub(crate) fn transposed(isa: Isa, w: &Weight<'a>) -> Panels<'a> {
+        match Operand::of_weight(w) {
+            Some(b) => Panels::of(isa, b.transposed()),
+            None => Panels::Transposed(*w, decoder(isa, w.format)),
+        }
+    }
+
+    /// A weight as the right operand of the gradient in a linear layer's input.
+    pub(crate) fn straight(isa: Isa, w: &Weight<'a>) -> Panels<'a> {
+        match Operand::of_weight(w) {
+            Some(b) => Panels::of(isa, b),
+            None => Panels::Straight(*w, decoder(isa, w.format)),
+        }
+    }
+
     /// What parts are to be cut at multiples of: along `k`, and columns.
     pub(crate) fn units(&self) -> (usize, usize) {
         match self {

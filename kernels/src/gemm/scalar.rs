@@ -26,7 +26,7 @@ unsafe fn tile(t: &Tile) {
     }
     for (r, acc) in acc.iter().take(t.rows).enumerate() {
         for (j, acc) in acc.iter().take(t.cols).enumerate() {
-            // SAFETY: `c` has `rows` rows of `cols` values; a bias has `cols`.
+            // SAFETY: `c` and `d` have `rows` rows of `cols` values; a bias has `cols`.
             unsafe {
                 let c = t.c.add(r * t.ldc + j);
                 let mut value = t.alpha * acc;
@@ -34,7 +34,7 @@ unsafe fn tile(t: &Tile) {
                     value += *t.bias.add(j);
                 }
                 if t.beta != 0.0 {
-                    value += t.beta * *c;
+                    value += t.beta * *t.d.add(r * t.ldd + j);
                 }
                 *c = value;
             }

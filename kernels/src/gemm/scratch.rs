@@ -1,4 +1,4 @@
-//! Cache-line aligned memory for packed panels: buffers kept per thread for reuse, and panels that stay.
+//! Cache-line aligned memory for packed panels, kept per thread for reuse.
 
 use std::cell::Cell;
 
@@ -11,15 +11,9 @@ const LINE: usize = 16;
 
 /// Floats that start at a cache line.
 #[derive(Default)]
-pub(crate) struct Aligned(Vec<CacheLine>);
+struct Aligned(Vec<CacheLine>);
 
 impl Aligned {
-    pub(crate) fn zeros(len: usize) -> Aligned {
-        let mut values = Aligned::default();
-        values.grow(len);
-        values
-    }
-
     /// Makes room for `len` values.
     fn grow(&mut self, len: usize) {
         let lines = len.div_ceil(LINE);
@@ -28,13 +22,8 @@ impl Aligned {
         }
     }
 
-    pub(crate) fn values(&self) -> &[f32] {
+    fn values_mut(&mut self) -> &mut [f32] {
         // SAFETY: a `CacheLine` is exactly `LINE` floats without padding.
-        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast::<f32>(), self.0.len() * LINE) }
-    }
-
-    pub(crate) fn values_mut(&mut self) -> &mut [f32] {
-        // SAFETY: as above.
         unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast::<f32>(), self.0.len() * LINE) }
     }
 }

@@ -124,6 +124,8 @@ pub(crate) fn outer(pool: &Pool, thin: Thin<'_>, c: Disjoint<'_, f32>, epilogue:
                                 ldc,
                                 alpha: inner.alpha,
                                 beta: if k0 == 0 { inner.beta } else { 1.0 },
+                                d: out.as_mut_ptr().add(i * ldc + j),
+                                ldd: ldc,
                                 bias: std::ptr::null(),
                             });
                         }

@@ -11,14 +11,14 @@
 //! depends on `m`, so one row alone may differ from the same row in a larger batch
 //! by rounding.
 
+use crate::elementwise::{self, Unary};
 use crate::format::{Format, Weight};
 use crate::gemm::blocked::{Sizes, blocked, run};
 use crate::gemm::kernel::Epilogue;
 use crate::gemm::pack::Panels;
-use crate::gemm::{MatRef, gemm};
+use crate::gemm::{Addend, Factor, Fused, MatRef, Output, gemm, gemm_fused};
 use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool};
-use crate::quant::decoder;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -33,6 +33,19 @@ mod tests;
 /// Most rows of activations for which weights are streamed row by row.
 const STREAMED: usize = 8;
 
+/// What a layer does with its product: `y = activation(alpha x Wᵀ + bias) + addend`.
+#[derive(Clone, Copy, Debug)]
+pub struct Layer<'a> {
+    /// Factor of the product.
+    pub alpha: f32,
+    /// One value for each row of the weight.
+    pub bias: Option<&'a [f32]>,
+    /// What is applied to each element of the product and its bias.
+    pub activation: Option<Unary>,
+    /// What is added in the end.
+    pub addend: Addend<'a>,
+}
+
 /// `y = alpha x Wᵀ + bias + beta y`: `x` is `[m, w.cols]`, `y` is `[m, w.rows]`.
 ///
 /// `y` is overwritten, not read, when `beta` is zero.
@@ -42,24 +55,40 @@ const STREAMED: usize = 8;
 #[track_caller]
 #[expect(clippy::too_many_arguments, reason = "the signature of BLAS plus the bias")]
 pub fn linear(pool: &Pool, m: usize, alpha: f32, x: &[f32], w: &Weight<'_>, bias: Option<&[f32]>, y: &mut [f32], beta: f32) {
+    let addend = if beta == 0.0 { Addend::None } else { Addend::Output { beta } };
+    linear_fused(pool, m, x, w, &Layer { alpha, bias, activation: None, addend }, y);
+}
+
+/// [`linear`] with all that a layer does, in one pass over `y`.
+///
+/// The error of an activation is that of [`crate::elementwise`].
+///
+/// # Panics
+/// When a length does not match, or the weight has no columns.
+#[track_caller]
+pub fn linear_fused(pool: &Pool, m: usize, x: &[f32], w: &Weight<'_>, layer: &Layer<'_>, y: &mut [f32]) {
+    let &Layer { alpha, bias, activation, addend } = layer;
     let sizes = Sizes { m, n: w.rows, k: w.cols };
     check(sizes, x, w, y);
     assert!(bias.is_none_or(|bias| bias.len() == w.rows), "bias does not match the weight's rows");
     if y.is_empty() {
         return;
     }
-    let epilogue = Epilogue { alpha, beta, bias };
-    let dense = floats(w).map(|data| MatRef::new(data, w.cols).transposed());
-    let x_ref = MatRef::new(x, w.cols);
+    let a = MatRef::new(x, w.cols);
     if m <= STREAMED {
-        stream(pool, sizes, x, w, y, epilogue);
-    } else if let (Some(b), None) = (dense, bias) {
-        gemm(pool, m, w.rows, w.cols, alpha, x_ref, b, y, w.rows, beta);
-    } else {
-        let decode = decoder(pool.isa(), w.format);
-        let panels = dense.map_or(Panels::Transposed(*w, decode), Panels::Dense);
-        blocked(pool, sizes, &x_ref, &panels, Disjoint::new(y), w.rows, epilogue);
+        return stream(pool, sizes, x, w, y, layer);
     }
+    let beta = match addend {
+        Addend::None => Some(0.0),
+        Addend::Output { beta } => Some(beta),
+        Addend::Matrix { .. } => None,
+    };
+    // The plain product knows what to do with few columns.
+    if let (Some(data), Some(beta), None, None) = (floats(w), beta, bias, activation) {
+        return gemm(pool, m, w.rows, w.cols, alpha, a, MatRef::new(data, w.cols).transposed(), y, w.rows, beta);
+    }
+    let product = Fused { m, a: a.into(), b: Factor::Weight(*w), alpha, bias, activation, addend };
+    gemm_fused(pool, &product, Output::F32(y), w.rows);
 }
 
 /// `dx = alpha dy W + beta dx`: `dy` is `[m, w.rows]`, `dx` is `[m, w.cols]`.
@@ -80,8 +109,8 @@ pub fn linear_dx(pool: &Pool, m: usize, alpha: f32, dy: &[f32], w: &Weight<'_>, 
         let b = MatRef::new(data, w.cols);
         return gemm(pool, m, w.cols, w.rows, alpha, dy, b, dx, w.cols, beta);
     }
-    let panels = Panels::Straight(*w, decoder(pool.isa(), w.format));
-    let epilogue = Epilogue { alpha, beta, bias: None };
+    let panels = Panels::straight(pool.isa(), w);
+    let epilogue = Epilogue { alpha, beta, bias: None, addend: None };
     blocked(pool, sizes, &dy, &panels, Disjoint::new(dx), w.cols, epilogue);
 }
 
@@ -136,14 +165,19 @@ fn row_dots(isa: Isa) -> RowDots {
     }
 }
 
-fn stream(pool: &Pool, sizes: Sizes, x: &[f32], w: &Weight<'_>, y: &mut [f32], epilogue: Epilogue<'_>) {
+fn stream(pool: &Pool, sizes: Sizes, x: &[f32], w: &Weight<'_>, y: &mut [f32], layer: &Layer<'_>) {
     // Weight rows per task: some ten microseconds of reading.
     const TASK: usize = 32;
     let Sizes { m, n, k } = sizes;
+    let &Layer { alpha, bias, activation, addend } = layer;
+    if let Addend::Matrix { values, row_stride, .. } = addend {
+        assert!(row_stride >= n && values.len() >= (m - 1) * row_stride + n, "addend is shorter than its {m} by {n} shape");
+    }
     let dots = row_dots(pool.isa());
     let y = Disjoint::new(y);
     run(pool, sizes.is_small(), n.div_ceil(TASK), &|task| {
         let end = n.min((task + 1) * TASK);
+        let mut sums = [[0f32; TASK]; STREAMED];
         for first in (task * TASK..end).step_by(ROWS) {
             // Past the edge the last row is repeated and its results dropped.
             let bytes = std::array::from_fn(|r| w.row((first + r).min(end - 1)).as_ptr());
@@ -151,14 +185,27 @@ fn stream(pool: &Pool, sizes: Sizes, x: &[f32], w: &Weight<'_>, y: &mut [f32], e
             let mut out = [[0f32; ROWS]; STREAMED];
             // SAFETY: lengths were checked; the level is the pool's.
             unsafe { dots(&rows, &mut out) };
-            for (i, out) in out.into_iter().enumerate().take(m) {
-                let cols = ROWS.min(end - first);
-                // SAFETY: this task alone has these columns.
-                let y = unsafe { y.slice(i * n + first, cols) };
-                for (j, (y, value)) in y.iter_mut().zip(out).enumerate() {
-                    let bias = epilogue.bias.map_or(0.0, |bias| bias[first + j]);
-                    let value = epilogue.alpha * value + bias;
-                    *y = if epilogue.beta == 0.0 { value } else { value + epilogue.beta * *y };
+            for (sums, out) in sums.iter_mut().zip(out).take(m) {
+                sums[first - task * TASK..][..ROWS].copy_from_slice(&out);
+            }
+        }
+        let first = task * TASK;
+        for (i, sums) in sums.iter_mut().enumerate().take(m) {
+            let sums = &mut sums[..end - first];
+            for (j, sum) in sums.iter_mut().enumerate() {
+                *sum = alpha * *sum + bias.map_or(0.0, |bias| bias[first + j]);
+            }
+            if let Some(activation) = activation {
+                elementwise::apply(pool.isa(), activation, sums);
+            }
+            // SAFETY: this task alone has these columns.
+            let y = unsafe { y.slice(i * n + first, sums.len()) };
+            match addend {
+                Addend::None => y.copy_from_slice(sums),
+                Addend::Output { beta } => y.iter_mut().zip(sums).for_each(|(y, sum)| *y = *sum + beta * *y),
+                Addend::Matrix { values, row_stride, beta } => {
+                    let values = &values[i * row_stride + first..];
+                    y.iter_mut().zip(sums).zip(values).for_each(|((y, sum), value)| *y = *sum + beta * value);
                 }
             }
         }

@@ -88,6 +88,54 @@ fn forward_matches_the_decoded_weight() {
 }
 
 #[test]
+fn layers_are_finished_in_one_pass() {
+    let relu = |x: f64| x.max(0.0);
+    let silu = |x: f64| x / (1.0 + (-x).exp());
+    let activations: [(Option<Unary>, &dyn Fn(f64) -> f64); 3] =
+        [(None, &|x| x), (Some(Unary::Relu), &relu), (Some(Unary::Silu), &silu)];
+    for format in [Format::F32, Format::F16, Format::BF16, Format::Q4_1] {
+        let case = Case::new(format, 70, 416);
+        let (n, k) = (case.rows, case.cols);
+        for m in [1, 7, 21] {
+            let (x, bias, start, other) = (noise(m * k, 5), noise(n, 6), noise(m * n, 8), noise(m * (n + 3), 9));
+            let dots: Vec<f64> = (0..m * n)
+                .map(|at| (0..k).map(|p| f64::from(x[at / n * k + p]) * f64::from(case.values[at % n * k + p])).sum())
+                .collect();
+            for (activation, f) in activations {
+                for addend in 0..3 {
+                    let with = match addend {
+                        0 => Addend::None,
+                        1 => Addend::Output { beta: 0.75 },
+                        _ => Addend::Matrix { values: &other, row_stride: n + 3, beta: -0.5 },
+                    };
+                    let layer = Layer { alpha: 0.5, bias: Some(&bias), activation, addend: with };
+                    let expected: Vec<f64> = (0..m * n)
+                        .map(|at| {
+                            let added = match addend {
+                                0 => 0.0,
+                                1 => 0.75 * f64::from(start[at]),
+                                _ => -0.5 * f64::from(other[at / n * (n + 3) + at % n]),
+                            };
+                            f(0.5 * dots[at] + f64::from(bias[at % n])) + added
+                        })
+                        .collect();
+                    for isa in Isa::available() {
+                        let outputs = [1, 2].map(|threads| {
+                            let mut y = if addend == 1 { start.clone() } else { vec![f32::NAN; m * n] };
+                            linear_fused(&Pool::with_isa(threads, isa), m, &x, &case.weight(), &layer, &mut y);
+                            y
+                        });
+                        let what = format!("{format:?} {isa} {m}x{n}x{k} {activation:?} {addend}");
+                        assert_close(&outputs[0], &expected, k, &what);
+                        assert_eq!(outputs[0], outputs[1], "{what}: threads change the result");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn input_gradient_matches_the_decoded_weight() {
     for case in cases() {
         let (n, k) = (case.cols, case.rows);
@@ -117,7 +165,25 @@ fn input_gradient_matches_the_decoded_weight() {
 }
 
 #[test]
-fn aligned_float_weights_take_the_dense_path() {
+fn aligned_elements_are_read_as_they_are() {
+    let half = |format: Format| {
+        // A whole number of them from the second byte on, and from the first.
+        let case = Case::new(format, 40, 50);
+        let words: Vec<u16> = case.bytes[1..].chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
+        (case, words)
+    };
+    for format in [Format::F16, Format::BF16] {
+        let (case, words) = half(format);
+        // SAFETY: numbers are valid as bytes.
+        let aligned = unsafe { std::slice::from_raw_parts(words.as_ptr().cast::<u8>(), 2 * words.len()) };
+        let (x, pool) = (noise(20 * 50, 1), Pool::new(2));
+        let run = |data: &[u8]| {
+            let mut y = vec![0.0; 20 * 40];
+            linear(&pool, 20, 1.0, &x, &Weight::new(format, 40, 50, data), None, &mut y, 0.0);
+            y
+        };
+        assert_eq!(run(aligned), run(&case.bytes[1..]), "{format:?}");
+    }
     let (m, n, k) = (20, 40, 50);
     let (x, w, dy) = (noise(m * k, 1), noise(n * k, 2), noise(m * n, 3));
     let bytes: Vec<u8> = w.iter().flat_map(|w| w.to_le_bytes()).collect();

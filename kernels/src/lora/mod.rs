@@ -1,5 +1,5 @@
 //! Linear layers with a product of low rank beside them, in one pass over the output (LoRA, Hu et al. 2021):
-//! `y = alpha x Wᵀ + factor h Vᵀ + bias + beta y` and, backward, `dx = alpha dy W + factor h V + beta dx`.
+//! `y = alpha x Wᵀ + factor h Vᵀ + bias + addend` and, backward, `dx = alpha dy W + factor h V + addend`.
 //!
 //! The rank stays a `k` of its own: where a register tile of the blocked product is written first, the low-rank product adds
 //! to it while it is in the first-level cache. As a product of its own it would read and write all of the output for a few multiply-adds
@@ -13,14 +13,13 @@
 mod tests;
 
 use crate::format::Weight;
-use crate::gemm::MatRef;
 use crate::gemm::blocked::{Sizes, blocked_with};
 use crate::gemm::kernel::{Epilogue, Kernels, Tile, kernels};
 use crate::gemm::pack::{COLUMNS, GROUP, Panels, Part};
 use crate::gemm::scratch::with_scratch;
-use crate::linear::{self, floats};
+use crate::gemm::{Addend, MatRef};
+use crate::linear::{self, Layer};
 use crate::pool::{Disjoint, Pool};
-use crate::quant::decoder;
 
 /// Rows or columns up to which two products are taken.
 const FEW: usize = 16;
@@ -36,9 +35,7 @@ pub struct LowRank<'a> {
     pub v: Weight<'a>,
 }
 
-/// `y = alpha x Wᵀ + factor h Vᵀ + bias + beta y`: `x` is `[m, w.cols]`, `y` is `[m, w.rows]`.
-///
-/// `y` is overwritten, not read, when `beta` is zero.
+/// `y = alpha x Wᵀ + factor h Vᵀ + bias + addend`: `x` is `[m, w.cols]`, `y` is `[m, w.rows]`.
 ///
 /// # Panics
 /// When a length does not match, or a weight has no columns.
@@ -52,24 +49,23 @@ pub fn low_rank_linear(
     w: &Weight<'_>,
     low: &LowRank<'_>,
     bias: Option<&[f32]>,
+    addend: Addend<'_>,
     y: &mut [f32],
-    beta: f32,
 ) {
     assert_eq!(low.v.rows, w.rows, "both weights have the output's columns");
     if m <= FEW || w.rows <= FEW {
-        linear::linear(pool, m, alpha, x, w, bias, y, beta);
+        linear::linear_fused(pool, m, x, w, &Layer { alpha, bias, activation: None, addend }, y);
         return linear::linear(pool, m, low.factor, low.h, &low.v, None, y, 1.0);
     }
     let sizes = Sizes { m, n: w.rows, k: w.cols };
     linear::check(sizes, x, w, y);
     linear::check(Sizes { k: low.v.cols, ..sizes }, low.h, &low.v, y);
     assert!(bias.is_none_or(|bias| bias.len() == w.rows), "bias does not match the weight's rows");
-    both(pool, sizes, x, &transposed(pool, w), low, low.v.cols, &transposed(pool, &low.v), y, Epilogue { alpha, beta, bias });
+    let [w, v] = [w, &low.v].map(|w| Panels::transposed(pool.isa(), w));
+    both(pool, sizes, x, &w, low, low.v.cols, &v, y, (alpha, bias, addend));
 }
 
-/// `dx = alpha dy W + factor h V + beta dx`: `dy` is `[m, w.rows]`, `dx` is `[m, w.cols]`.
-///
-/// `dx` is overwritten, not read, when `beta` is zero.
+/// `dx = alpha dy W + factor h V + addend`: `dy` is `[m, w.rows]`, `dx` is `[m, w.cols]`.
 ///
 /// # Panics
 /// When a length does not match, or a weight has no rows.
@@ -82,33 +78,33 @@ pub fn low_rank_linear_dx(
     dy: &[f32],
     w: &Weight<'_>,
     low: &LowRank<'_>,
+    addend: Addend<'_>,
     dx: &mut [f32],
-    beta: f32,
 ) {
     assert_eq!(low.v.cols, w.cols, "both weights have the output's columns");
     if m <= FEW || w.cols <= FEW {
+        let beta = before(addend, m, w.cols, dx);
         linear::linear_dx(pool, m, alpha, dy, w, dx, beta);
         return linear::linear_dx(pool, m, low.factor, low.h, &low.v, dx, 1.0);
     }
     let sizes = Sizes { m, n: w.cols, k: w.rows };
     linear::check(sizes, dy, w, dx);
     linear::check(Sizes { k: low.v.rows, ..sizes }, low.h, &low.v, dx);
-    both(pool, sizes, dy, &straight(pool, w), low, low.v.rows, &straight(pool, &low.v), dx, Epilogue { alpha, beta, bias: None });
+    let [w, v] = [w, &low.v].map(|w| Panels::straight(pool.isa(), w));
+    both(pool, sizes, dy, &w, low, low.v.rows, &v, dx, (alpha, None, addend));
 }
 
-/// A weight as the right operand of the forward product.
-fn transposed<'a>(pool: &Pool, w: &Weight<'a>) -> Panels<'a> {
-    match floats(w) {
-        Some(data) => Panels::Dense(MatRef::new(data, w.cols).transposed()),
-        None => Panels::Transposed(*w, decoder(pool.isa(), w.format)),
-    }
-}
-
-/// A weight as the right operand of the gradient.
-fn straight<'a>(pool: &Pool, w: &Weight<'a>) -> Panels<'a> {
-    match floats(w) {
-        Some(data) => Panels::Dense(MatRef::new(data, w.cols)),
-        None => Panels::Straight(*w, decoder(pool.isa(), w.format)),
+/// Writes an addend that lies elsewhere to the output, for products that know only that; gives the factor of what is there then.
+fn before(addend: Addend<'_>, m: usize, n: usize, out: &mut [f32]) -> f32 {
+    match addend {
+        Addend::None => 0.0,
+        Addend::Output { beta } => beta,
+        Addend::Matrix { values, row_stride, beta } => {
+            for i in 0..m {
+                out[i * n..][..n].copy_from_slice(&values[i * row_stride..][..n]);
+            }
+            beta
+        }
     }
 }
 
@@ -122,9 +118,17 @@ fn both(
     rank: usize,
     v: &Panels<'_>,
     out: &mut [f32],
-    epilogue: Epilogue<'_>,
+    (alpha, bias, addend): (f32, Option<&[f32]>, Addend<'_>),
 ) {
-    let Sizes { n, k, .. } = sizes;
+    let Sizes { m, n, k } = sizes;
+    let epilogue = match addend {
+        Addend::None => Epilogue { alpha, beta: 0.0, bias, addend: None },
+        Addend::Output { beta } => Epilogue { alpha, beta, bias, addend: None },
+        Addend::Matrix { values, row_stride, beta } => {
+            assert!(row_stride >= n && values.len() >= (m - 1) * row_stride + n, "addend is shorter than its {m} by {n} shape");
+            Epilogue { alpha, beta, bias, addend: Some((values, row_stride)) }
+        }
+    };
     let kernels = kernels(pool.isa());
     with_scratch(rank * n.next_multiple_of(GROUP), |panels| {
         let width = COLUMNS.max(v.units().1);
@@ -176,6 +180,8 @@ impl Second<'_> {
                 ldc,
                 alpha: self.factor,
                 beta: 1.0,
+                d: c,
+                ldd: ldc,
                 bias: std::ptr::null(),
             });
         }

@@ -36,17 +36,26 @@ fn one_pass_is_two_products() {
         let backward = LowRank { factor: 2.0, h: &h, v: Weight::new(Format::F32, r, k, &a) };
         let bias = draw(n, 7);
         for isa in Isa::available() {
-            for (bias, beta) in [(None, 0.0), (Some(&bias[..]), 1.0)] {
-                let what = format!("{format} {m}x{k}x{n} r{r} beta {beta} at {isa}");
+            for (bias, addend) in [(None, 0), (Some(&bias[..]), 1), (None, 2)] {
+                let what = format!("{format} {m}x{k}x{n} r{r} addend {addend} at {isa}");
+                let beta = f32::from(u8::from(addend > 0));
+                // What an addend elsewhere holds is what the output holds in the products that it is held to.
+                let elsewhere = [draw(m * n, 8), draw(m * k, 9)];
+                let add = |values, row_stride| match addend {
+                    0 => Addend::None,
+                    1 => Addend::Output { beta },
+                    _ => Addend::Matrix { values, row_stride, beta },
+                };
                 let run = |threads: usize| {
                     let pool = Pool::with_isa(threads, isa);
-                    let (mut y, mut dx) = (draw(m * n, 8), draw(m * k, 9));
-                    low_rank_linear(&pool, m, 1.5, &x, &w, &forward, bias, &mut y, beta);
-                    low_rank_linear_dx(&pool, m, 1.5, &dy, &w, &backward, &mut dx, beta);
-                    (y, dx)
+                    let mut out = if addend == 2 { [m * n, m * k].map(|len| vec![f32::NAN; len]) } else { elsewhere.clone() };
+                    let [y, dx] = &mut out;
+                    low_rank_linear(&pool, m, 1.5, &x, &w, &forward, bias, add(&elsewhere[0], n), y);
+                    low_rank_linear_dx(&pool, m, 1.5, &dy, &w, &backward, add(&elsewhere[1], k), dx);
+                    out
                 };
-                let (y, dx) = run(1);
-                assert_eq!((&y, &dx), (&run(3).0, &run(3).1), "{what}");
+                let [y, dx] = run(1);
+                assert_eq!([&y, &dx], run(3).each_ref(), "{what}");
                 let pool = Pool::with_isa(1, isa);
                 let (mut y_want, mut dx_want) = (draw(m * n, 8), draw(m * k, 9));
                 linear::linear(&pool, m, 1.5, &x, &w, bias, &mut y_want, beta);

@@ -97,7 +97,7 @@ pub mod about_world {
 pub mod prelude {
     pub use crate::dataset::{Part, Sample, Shard, Turn};
     pub use crate::loss::{Batch, CrossEntropySpec, Head, LossOutput, Needs};
-    pub use crate::model::{Attention, ModelPlan, RopeLayout, RopeSpec, Session};
+    pub use crate::model::{Attention, ConvSpec, ModelPlan, RopeLayout, RopeSpec, Session};
     pub use crate::optimizer::{OptimizerPlan, Step};
     pub use crate::sampler::{Automaton, Constraint, Mask, Matcher, Vocabulary};
     pub use crate::tuner::{AdaptedSite, ExportPlan, Site, SitePlan};

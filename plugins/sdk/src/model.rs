@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use crate::bindings::export_world;
 use crate::bindings::swift::plugin::trace_host as raw;
 use crate::bindings::swift::tensor::graph::{AttnSpec, MaskSpec, Value as RawValue};
-pub use crate::bindings::swift::tensor::graph::{RopeLayout, RopeSpec};
+pub use crate::bindings::swift::tensor::graph::{ConvSpec, RopeLayout, RopeSpec};
 use crate::{Config, Dim, Error, Init, Mode, Param, ParamDecl, Result, Value, enter, trace};
 
 export_world!(
@@ -64,6 +64,15 @@ impl ModelPlan {
     /// Weight (and bias) of a linear layer for [`Session::linear`]; `std` is the deviation of the start.
     pub fn linear(&mut self, path: &str, d_out: u64, d_in: u64, bias: bool, std: f32) {
         self.param(format!("{path}.weight"), &[d_out, d_in], Init::Normal(std), &[]);
+        if bias {
+            self.param(format!("{path}.bias"), &[d_out], Init::Zeros, &["no-decay"]);
+        }
+    }
+
+    /// Filters (and bias) of a convolution for [`Session::conv`]: `d_in` is what a filter sees, channels by groups; `kernel` its size.
+    pub fn conv(&mut self, path: &str, d_out: u64, d_in: u64, kernel: &[u64], bias: bool, std: f32) {
+        let shape = [&[d_out, d_in], kernel].concat();
+        self.param(format!("{path}.weight"), &shape, Init::Normal(std), &[]);
         if bias {
             self.param(format!("{path}.bias"), &[d_out], Init::Zeros, &["no-decay"]);
         }
@@ -166,13 +175,29 @@ impl Session<'_> {
 
     /// `x · <path>.weightᵀ`, plus `<path>.bias` where the plan declares one. Tuners adapt these sites, by `path`.
     pub fn linear(&self, path: &str, x: &Value) -> Value {
-        let bias_name = format!("{path}.bias");
-        let bias = self.params.contains(&bias_name).then(|| self.param(&bias_name));
+        let bias = self.bias(path);
         let bias = bias.as_ref().and_then(|b| b.0.as_deref());
         match &self.param(&format!("{path}.weight")).0 {
             Some(w) => x.map(|_, x| self.raw.linear(path, w, bias, x)),
             None => Value::failed(),
         }
+    }
+
+    /// Convolution of x `[batch, channels, (height,) width]` with the filters `<path>.weight` `[out, channels / groups, (height,) width]`,
+    /// plus `<path>.bias` where the plan declares one.
+    pub fn conv(&self, path: &str, x: &Value, spec: &ConvSpec) -> Value {
+        let bias = self.bias(path);
+        let bias = bias.as_ref().and_then(|b| b.0.as_deref());
+        match &self.param(&format!("{path}.weight")).0 {
+            Some(w) => x.map(|_, x| self.raw.conv(path, w, bias, x, spec)),
+            None => Value::failed(),
+        }
+    }
+
+    /// `<path>.bias`, where the plan declares it.
+    fn bias(&self, path: &str) -> Option<Param> {
+        let name = format!("{path}.bias");
+        self.params.contains(&name).then(|| self.param(&name))
     }
 
     /// Row i of x `[n, in]` by the matrices `experts[i, ..]` (s32 `[n, k]`) of `<path>.weight` `[e, out, in]`: `[n, k, out]`.

@@ -305,6 +305,17 @@ impl Value {
         }
     }
 
+    /// Convolution with filters `weight` `[out, channels / groups, (height,) width]`: `[batch, channels, (height,) width]` to
+    /// `[batch, out, ...]`.
+    #[must_use]
+    pub fn conv(&self, weight: &crate::Param, bias: Option<&crate::Param>, spec: &raw::ConvSpec) -> Value {
+        let bias = bias.and_then(|b| b.0.clone());
+        match &weight.0 {
+            Some(w) => self.map(|g, x| g.conv(x, w, bias.as_deref(), spec)),
+            None => Value::failed(),
+        }
+    }
+
     /// x / rms(x) · w over the last axis.
     #[must_use]
     pub fn rms_norm(&self, weight: &crate::Param, eps: f64) -> Value {

@@ -1,10 +1,10 @@
 //! Product with a weight matrix, the op that most time goes into. The weight is a parameter's storage in any format (then the
 //! device's quantized kernels run) or a computed dense value.
 //!
-//! `alpha` and the addend are the epilogue: `y = alpha·x·Wᵀ + bias + addend` in one pass, which is how LoRA branches, residual adds
-//! and gradient fan-in avoid a pass over memory of their own.
+//! `alpha`, the activation and the addend are the epilogue: `y = activation(alpha·x·Wᵀ + bias) + addend` in one pass, which is how LoRA
+//! branches, activations, residual adds and gradient fan-in avoid a pass over memory of their own.
 
-use super::{OpRule, arity, count, floats};
+use super::{OpRule, UnaryOp, arity, count, floats};
 use crate::autodiff::Backward;
 use crate::interp::{Eval, Tensor, product};
 use crate::{Dim, Error, Float, Graph, Result, Shape, Type};
@@ -16,6 +16,9 @@ pub struct Linear {
     pub alpha: Float,
     /// Whether there is a bias.
     pub bias: bool,
+    /// What is applied before the addend. Made by [`crate::passes::patterns::activation`] after differentiation: gradients need what
+    /// it was applied to.
+    pub activation: Option<UnaryOp>,
     /// Whether there is an addend.
     pub addend: bool,
 }
@@ -23,7 +26,7 @@ pub struct Linear {
 impl Linear {
     /// `x·Wᵀ`.
     pub fn plain() -> Linear {
-        Linear { alpha: Float(1.0), bias: false, addend: false }
+        Linear { alpha: Float(1.0), bias: false, activation: None, addend: false }
     }
 }
 
@@ -57,6 +60,9 @@ impl OpRule for Linear {
             if self.bias {
                 *y += cx.input(2).data[i % out];
             }
+            if let Some(f) = self.activation {
+                *y = f.eval(*y);
+            }
             if self.addend {
                 *y += cx.input(cx.arity() - 1).data[i];
             }
@@ -64,6 +70,9 @@ impl OpRule for Linear {
         cx.one(y)
     }
     fn backward(&self, cx: &mut Backward<'_>) -> Result<()> {
+        if self.activation.is_some() {
+            return cx.refuse();
+        }
         let d = cx.d_out()?;
         if cx.needs(0) {
             let dx = cx.g.push(LinearDx { alpha: self.alpha, addend: false }, &[d, cx.input(1)])?;

@@ -3,9 +3,10 @@
 //! exhaustive, so a missing piece does not compile.
 //!
 //! Primitives: elementwise, layout, reduce, gather, top-k, matmul. Composites with kernels of their own: linear, low-rank-linear, grouped-linear,
-//! embed, norm, rope, attention, glu, cross-entropy, the distribution of a head, dropout.
+//! conv, embed, norm, rope, attention, glu, cross-entropy, the distribution of a head, dropout.
 
 mod attention;
+mod conv;
 mod cross_entropy;
 mod distribution;
 mod dropout;
@@ -27,6 +28,7 @@ mod rope;
 mod top_k;
 
 pub use attention::{Attention, AttentionBackward, AttentionSpec, CachedAttention};
+pub use conv::{Conv, ConvDw, ConvDx, ConvSpec};
 pub use cross_entropy::{CrossEntropySpec, LinearCrossEntropy, LinearCrossEntropyBackward};
 pub use distribution::{Bend, LinearDivergence, LinearDivergenceBackward, LinearStatistic, LinearStatisticBackward, Statistic};
 pub use dropout::Dropout;
@@ -198,6 +200,12 @@ ops! {
     GroupedLinearDx,
     /// Gradient of grouped linear in its weights.
     GroupedLinearDw,
+    /// Convolution.
+    Conv,
+    /// Gradient of a convolution in its images.
+    ConvDx,
+    /// Gradient of a convolution in its filters.
+    ConvDw,
     /// Table lookup.
     Embed,
     /// Gradient of a table.

@@ -13,7 +13,8 @@ pub fn in_place_inputs(g: &Graph, node: &Node, output: usize) -> Vec<usize> {
         Op::Binary(_) | Op::Glu(_) => vec![0, 1],
         Op::Select(_) => vec![0, 1, 2],
         Op::GluBackward(_) => vec![output, 1 - output, 2],
-        Op::Linear(l) if l.addend => vec![node.inputs.len() - 1],
+        // An activation would overwrite what is added after it.
+        Op::Linear(l) if l.addend && l.activation.is_none() => vec![node.inputs.len() - 1],
         Op::LinearDx(l) if l.addend => vec![2],
         Op::LowRankLinear(l) if l.addend => vec![node.inputs.len() - 1],
         _ => Vec::new(),

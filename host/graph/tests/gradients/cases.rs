@@ -220,7 +220,7 @@ fn products() -> Vec<(&'static str, Build)> {
                 if addend {
                     inputs.push(c.rows(&[3, 2]));
                 }
-                c.push(op::Linear { alpha: Float(0.7), bias, addend }, &inputs)
+                c.push(op::Linear { alpha: Float(0.7), bias, activation: None, addend }, &inputs)
             }));
         }
     }
@@ -228,6 +228,31 @@ fn products() -> Vec<(&'static str, Build)> {
         let (x, w) = (c.x(&[2, 3, 4]), c.weight(&[5, 4]));
         c.g.linear(x, w).unwrap()
     }));
+    let spec = |stride: &[u64], lo: &[u64], hi: &[u64], dilation: &[u64], groups| op::ConvSpec {
+        stride: stride.to_vec(),
+        pad_lo: lo.to_vec(),
+        pad_hi: hi.to_vec(),
+        dilation: dilation.to_vec(),
+        groups,
+    };
+    let convolutions: [(op::ConvSpec, &'static [u64], &'static [u64]); 4] = [
+        (spec(&[1], &[2], &[0], &[1], 2), &[1, 2, 5], &[2, 1, 3]),
+        (spec(&[2], &[0], &[1], &[2], 1), &[2, 2, 6], &[3, 2, 2]),
+        (spec(&[1, 1], &[1, 1], &[1, 1], &[1, 1], 1), &[1, 2, 3, 3], &[2, 2, 3, 2]),
+        (spec(&[2, 1], &[0, 1], &[1, 0], &[1, 2], 2), &[2, 4, 4, 3], &[2, 2, 2, 2]),
+    ];
+    for (spec, images, filters) in convolutions {
+        for bias in [false, true] {
+            let spec = spec.clone();
+            cases.push(case("conv", move |c| {
+                let mut inputs = vec![c.x(images), c.weight(filters)];
+                if bias {
+                    inputs.push(c.weight(&filters[..1]));
+                }
+                c.push(op::Conv { spec: spec.clone(), bias }, &inputs)
+            }));
+        }
+    }
     for trains in [true, false] {
         cases.push(case("grouped-linear", move |c| {
             let x = c.x(&[4, 3]);
@@ -244,7 +269,7 @@ fn products() -> Vec<(&'static str, Build)> {
     }));
     cases.push(case("linear, frozen", |c| {
         let (x, w, b) = (c.x(&[3, 4]), c.frozen(&[2, 4]), c.weight(&[2]));
-        c.push(op::Linear { alpha: Float(1.0), bias: true, addend: false }, &[x, w, b])
+        c.push(op::Linear { bias: true, ..op::Linear::plain() }, &[x, w, b])
     }));
     cases
 }

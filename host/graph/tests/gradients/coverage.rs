@@ -47,6 +47,7 @@ fn gradient(op: &Op) -> Gradient {
         | Op::MatMul(_)
         | Op::Linear(_)
         | Op::GroupedLinear(_)
+        | Op::Conv(_)
         | Op::Embed(_)
         | Op::RmsNorm(_)
         | Op::Rope(_)
@@ -65,6 +66,8 @@ fn gradient(op: &Op) -> Gradient {
         | Op::LowRankLinear(_)
         | Op::GroupedLinearDx(_)
         | Op::GroupedLinearDw(_)
+        | Op::ConvDx(_)
+        | Op::ConvDw(_)
         | Op::EmbedDw(_)
         | Op::RmsNormDx(_)
         | Op::RmsNormDw(_)
@@ -85,6 +88,8 @@ fn others(c: &mut Case) -> Vec<(Op, Vec<swift_graph::NodeId>)> {
     let (column, ids) = (c.x(&[2]), c.ints("ids", &[0, 1]));
     let (q, lse) = (c.x(&[2, 1, 4]), c.x(&[1, 2]));
     let (stack, dy3) = (c.x(&[2, 3, 4]), c.x(&[2, 1, 3]));
+    let (images, filters) = (c.x(&[1, 1, 4]), c.x(&[1, 1, 2]));
+    let conv = op::ConvSpec { stride: vec![1], pad_lo: vec![0], pad_hi: vec![1], dilation: vec![1], groups: 1 };
     let experts = c.g.reshape(ids, fixed(&[2, 1])).unwrap();
     let norm = c.push(op::RmsNorm { eps: Float(1e-5), unit_offset: false, weight: true }, &[x, d]);
     let spec = op::AttentionSpec::causal(1.0);
@@ -113,6 +118,8 @@ fn others(c: &mut Case) -> Vec<(Op, Vec<swift_graph::NodeId>)> {
         ),
         (op::GroupedLinearDx.into(), vec![dy3, stack, experts]),
         (op::GroupedLinearDw { count: 2.into() }.into(), vec![dy3, x, experts]),
+        (op::ConvDx { spec: conv.clone(), x: fixed(&[1, 1, 4]) }.into(), vec![images, filters]),
+        (op::ConvDw { spec: conv, w: fixed(&[1, 1, 2]) }.into(), vec![images, images]),
         (op::EmbedDw { vocab: 3.into() }.into(), vec![x, ids]),
         (op::RmsNormDx { unit_offset: false, weight: true }.into(), vec![x, d, column, x]),
         (op::RmsNormDw.into(), vec![x, column, x]),
@@ -156,7 +163,7 @@ fn every_op_is_checked_or_refused() {
         assert!(if name == "part" { part } else { refused && error.to_string().contains("`layer`") }, "{name}: {error}");
     }
     // As many names as variants: the match above is exhaustive, so the sets agree.
-    assert_eq!(covered.len(), 55, "{covered:?}");
+    assert_eq!(covered.len(), 58, "{covered:?}");
 }
 
 #[test]

@@ -40,6 +40,38 @@ fn a_lora_branch_is_an_epilogue() {
     assert!(last.addend && last.alpha.0 == 1.5 || last.alpha.0 == 3.0, "{last:?}");
 }
 
+/// A layer as models write it, with all that follows. Where gradients follow, the function stays: they read its argument.
+#[test]
+fn an_activation_and_a_residual_are_an_epilogue() {
+    for f in [UnaryOp::Silu, UnaryOp::GeluErf, UnaryOp::GeluTanh, UnaryOp::Relu] {
+        for flipped in [false, true] {
+            let mut g = Graph::default();
+            let (x, residual) = (rows(&mut g, "x", 4), rows(&mut g, "r", 6));
+            let bias = g.input("bias", Type::f32(vec![Dim::fixed(6)])).unwrap();
+            let w = weight(&mut g, "w", 6, 4);
+            let y = g.linear(x, w).unwrap();
+            let y = g.add(y, bias).unwrap();
+            let y = g.unary(f, y).unwrap();
+            let y = if flipped { g.add(residual, y) } else { g.add(y, residual) }.unwrap();
+            g.outputs.push(("y".into(), y));
+            let after = passes::after_autodiff(&g, &passes::Options::default()).unwrap();
+            let after = check(&g, &after, "activation");
+            assert_eq!(["linear", "unary", "binary", "fused"].map(|op| count(&after, op)), [1, 0, 0, 0]);
+            let Op::Linear(only) = &after.node(after.output("y").unwrap()).op else { panic!("no linear") };
+            assert!(only.bias && only.addend && only.activation == Some(f), "{only:?}");
+
+            // Somebody else reads what it is applied to.
+            let before = g.node(y).inputs.iter().copied().find(|&i| i != residual).unwrap();
+            let before = g.node(before).inputs[0];
+            g.outputs.push(("before".into(), before));
+            let after = passes::after_autodiff(&g, &passes::Options::default()).unwrap();
+            let after = check(&g, &after, "two readers");
+            let Op::Linear(kept) = &after.node(after.output("before").unwrap()).op else { panic!("no linear") };
+            assert!(kept.bias && !kept.addend && kept.activation.is_none(), "{kept:?}");
+        }
+    }
+}
+
 /// LoRA as a tuner writes it: a branch with an input of its own, on a residual stream, and a second layer on the same input.
 #[test]
 fn a_branch_of_low_rank_joins_the_product_beside_it() {
@@ -141,7 +173,7 @@ fn a_product_that_is_read_twice_stays() {
     let (x, h) = (rows(&mut g, "x", 80), rows(&mut g, "h", 2));
     let (w, b) = (weight(&mut g, "w", 6, 80), weight(&mut g, "b", 6, 2));
     let y = g.linear(x, w).unwrap();
-    let both = g.push(op::Linear { alpha: 1.0.into(), bias: false, addend: true }, &[h, b, y]).unwrap();
+    let both = g.push(op::Linear { addend: true, ..op::Linear::plain() }, &[h, b, y]).unwrap();
     g.outputs.extend([("y".into(), y), ("both".into(), both)]);
     let after = check(&g, &patterns::low_rank(&g).unwrap(), "read twice");
     assert_eq!(count(&after, "low-rank-linear"), 0);

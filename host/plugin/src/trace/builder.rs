@@ -50,6 +50,7 @@ const OPS: &[&str] = &[
     "layer-norm",
     "rope",
     "attention",
+    "conv",
     "stop-grad",
     "remat",
     "dropout",
@@ -324,13 +325,16 @@ impl HostBuilder for Ctx {
 
     fn conv(
         &mut self,
-        _: Resource<Builder>,
-        _: Resource<Value>,
-        _: Resource<Param>,
-        _: Option<Resource<Param>>,
-        _: ConvSpec,
+        g: Resource<Builder>,
+        x: Resource<Value>,
+        w: Resource<Param>,
+        bias: Option<Resource<Param>>,
+        spec: ConvSpec,
     ) -> Out {
-        Err(Fault::unsupported("conv"))
+        let trace = self.trace()?;
+        trace.builder(&g)?;
+        let (node, ..) = composite::conv(trace, &w, bias.as_ref(), &x, spec)?;
+        Ok(trace.value(node))
     }
 
     fn grouped_linear(&mut self, g: Resource<Builder>, w: Resource<Param>, x: Resource<Value>, experts: Resource<Value>) -> Out {

@@ -5,7 +5,7 @@ use swift_graph::{DType, Dim, Float, NodeId, Shape, StateId, SymbolId, Type};
 use wasmtime::component::Resource;
 
 use super::{Cache, Fault, Trace, Traced};
-use crate::bindings::tensor::graph::{AttnSpec, KvCache, Param, RopeLayout as WitRopeLayout, RopeSpec, Value};
+use crate::bindings::tensor::graph::{AttnSpec, ConvSpec, KvCache, Param, RopeLayout as WitRopeLayout, RopeSpec, Value};
 use crate::bindings::tensor::types::{Attr, AttrValue, ErrorCode};
 
 /// `s32[n]`, the type of ids, positions and segments.
@@ -33,7 +33,7 @@ pub(super) fn linear(
     let bias = bias.map(|b| trace.param_node(b)).transpose()?;
     let mut inputs = vec![x, w];
     inputs.extend(bias);
-    let node = trace.graph.push(op::Linear { alpha: Float(1.0), bias: bias.is_some(), addend: false }, &inputs)?;
+    let node = trace.graph.push(op::Linear { bias: bias.is_some(), ..op::Linear::plain() }, &inputs)?;
     Ok((node, x, w, bias))
 }
 
@@ -47,6 +47,33 @@ pub(super) fn grouped_linear(
     let (x, w, experts) = (trace.node(x)?, trace.param_node(w)?, trace.node(experts)?);
     let node = trace.graph.push(op::GroupedLinear, &[x, w, experts])?;
     Ok((node, x, w))
+}
+
+/// Convolution of x with filters w; also the nodes of x, weight and bias, for sites.
+pub(super) fn conv(
+    trace: &mut Trace,
+    w: &Resource<Param>,
+    bias: Option<&Resource<Param>>,
+    x: &Resource<Value>,
+    spec: ConvSpec,
+) -> Traced<(NodeId, NodeId, NodeId, Option<NodeId>)> {
+    let x = trace.node(x)?;
+    let w = trace.param_node(w)?;
+    let bias = bias.map(|b| trace.param_node(b)).transpose()?;
+    let wide = |numbers: Vec<u32>| numbers.into_iter().map(u64::from).collect();
+    let spec = op::ConvSpec {
+        stride: wide(spec.stride),
+        pad_lo: wide(spec.pad_lo),
+        pad_hi: wide(spec.pad_hi),
+        dilation: wide(spec.dilation),
+        groups: spec.groups.into(),
+    };
+    // Filters are small beside images, so kernels take them as floats.
+    let filters = trace.graph.push(op::Read, &[w])?;
+    let mut inputs = vec![x, filters];
+    inputs.extend(bias);
+    let node = trace.graph.push(op::Conv { spec, bias: bias.is_some() }, &inputs)?;
+    Ok((node, x, w, bias))
 }
 
 /// The largest of the last axis, read at their places, and these places.

@@ -186,14 +186,19 @@ impl HostSession for Ctx {
 
     fn conv(
         &mut self,
-        _: Resource<Session>,
-        _: String,
-        _: Resource<Param>,
-        _: Option<Resource<Param>>,
-        _: Resource<Value>,
-        _: ConvSpec,
+        session: Resource<Session>,
+        path: String,
+        w: Resource<Param>,
+        bias: Option<Resource<Param>>,
+        x: Resource<Value>,
+        spec: ConvSpec,
     ) -> Traced<Resource<Value>> {
-        Err(Fault::unsupported("conv"))
+        self.name("site path", &path)?;
+        let trace = self.trace()?;
+        trace.session(&session)?;
+        let (output, x, weight, bias) = composite::conv(trace, &w, bias.as_ref(), &x, spec)?;
+        trace.add_site(Site { path, kind: SiteKind::Conv, x, weight, bias, output })?;
+        Ok(trace.value(output))
     }
 
     fn set_head(

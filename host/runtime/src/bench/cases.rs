@@ -250,7 +250,7 @@ fn lora(device: &CpuDevice, sizes: [usize; 3], rank: usize) -> Result<Case> {
     let (a, b) = (c.w(Format::F32, &[rank, k])?, c.w(Format::F32, &[n, rank])?);
     let h = c.graph.push(Linear::plain(), &[x, a])?;
     let base = c.graph.push(Linear::plain(), &[x, w])?;
-    let y = c.graph.push(Linear { alpha: Float(2.0), bias: false, addend: true }, &[h, b, base])?;
+    let y = c.graph.push(Linear { alpha: Float(2.0), addend: true, ..Linear::plain() }, &[h, b, base])?;
     c.keep(y)?;
     let d_h = c.graph.push(LinearDx { alpha: Float(2.0), addend: false }, &[dy, b])?;
     let d_b = c.graph.push(LinearDw { alpha: Float(2.0) }, &[dy, h])?;

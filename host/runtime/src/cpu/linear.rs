@@ -1,17 +1,19 @@
-//! Products with a weight, in its storage format where it is a parameter. An addend is the output's old value: it is already there
-//! when the planner put both in one place.
+//! Products with a weight, in its storage format where it is a parameter, with all that a layer does in one pass over its output. An
+//! addend is the output's old value when the planner put both in one place, and is read where it lies otherwise.
 
 use swift_graph::op::{Linear as LinearOp, LinearDw, LinearDx};
-use swift_kernels::gemm::{MatRef, gemm};
-use swift_kernels::linear::{self, int8};
+use swift_kernels::elementwise::Unary;
+use swift_kernels::gemm::{Addend, MatRef, gemm};
+use swift_kernels::linear::{self, Layer, int8};
 
 use super::Kernel;
+use super::elementwise::unary_op;
 use super::identity::place_addend;
 use super::memory::{Memory, Ref, WeightRef};
 use super::prepare::Prepare;
 use crate::Result;
 
-/// `out = alpha x Wᵀ + bias + addend`, or with `backward` `out = alpha x W + addend`.
+/// `out = activation(alpha x Wᵀ + bias) + addend`, or with `backward` `out = alpha x W + addend`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Linear {
     backward: bool,
@@ -20,6 +22,7 @@ pub(crate) struct Linear {
     x: Ref,
     weight: WeightRef,
     bias: Option<Ref>,
+    activation: Option<Unary>,
     addend: Option<Ref>,
     out: Ref,
     int8: Option<Rounding>,
@@ -43,29 +46,44 @@ impl Rounding {
 
 impl Linear {
     pub(super) fn run(&self, m: &Memory<'_>) -> Result<()> {
-        let beta = place_addend(m, self.addend, self.out)?;
         if let Some(rounding) = self.int8 {
             rounding.begin(m);
-            if let Some(part) = self.part(m, beta) {
+            if let Some(part) = self.part(m) {
                 int8::linear_int8_many(m.pool, self.m, m.rounded(self.m, self.weight.cols, self.x), [part]);
                 return Ok(());
             }
         }
-        let (weight, x, out) = (m.weight(&self.weight), m.f32(self.x), m.f32_mut(self.out));
+        let (weight, x) = (m.weight(&self.weight), m.f32(self.x));
         if self.backward {
-            linear::linear_dx(m.pool, self.m, self.alpha, x, &weight, out, beta);
+            // Nearly always in place: gradients that are added to are read once.
+            let beta = place_addend(m, self.addend, self.out)?;
+            linear::linear_dx(m.pool, self.m, self.alpha, x, &weight, m.f32_mut(self.out), beta);
         } else {
-            linear::linear(m.pool, self.m, self.alpha, x, &weight, self.bias.map(|b| m.f32(b)), out, beta);
+            linear::linear_fused(m.pool, self.m, x, &weight, &self.layer(m), m.f32_mut(self.out));
         }
         Ok(())
     }
 }
 
+/// What is added to an output, `cols` wide.
+pub(super) fn addend<'a>(m: &'a Memory<'_>, addend: Option<Ref>, out: Ref, cols: usize) -> Addend<'a> {
+    match addend {
+        None => Addend::None,
+        Some(addend) if m.same(addend, out) => Addend::Output { beta: 1.0 },
+        Some(addend) => Addend::Matrix { values: m.f32(addend), row_stride: cols, beta: 1.0 },
+    }
+}
+
 impl Linear {
+    fn layer<'a>(&self, m: &'a Memory<'_>) -> Layer<'a> {
+        let addend = addend(m, self.addend, self.out, self.weight.rows);
+        Layer { alpha: self.alpha, bias: self.bias.map(|b| m.f32(b)), activation: self.activation, addend }
+    }
+
     /// The product in whole numbers, if the weight is in panels.
-    fn part<'a>(&self, m: &'a Memory<'_>, beta: f32) -> Option<int8::Part<'a>> {
+    fn part<'a>(&self, m: &'a Memory<'_>) -> Option<int8::Part<'a>> {
         let w = m.panels(&self.weight)?;
-        Some(int8::Part { alpha: self.alpha, w, bias: self.bias.map(|b| m.f32(b)), y: m.f32_mut(self.out), beta })
+        Some(int8::Part { w, layer: self.layer(m), y: m.f32_mut(self.out) })
     }
 
     /// Whether `next`, the launch after this one, may run with it as one: both round the same activations, and neither needs what its
@@ -107,30 +125,37 @@ fn together<const N: usize>(m: &Memory<'_>, linears: [&Linear; N]) -> Result<()>
     }
     first.int8.iter().for_each(|rounding| rounding.begin(m));
     let x = m.rounded(first.m, first.weight.cols, first.x);
-    let parts = linears.map(|linear| linear.part(m, 0.0).expect("all weights are in panels"));
+    let parts = linears.map(|linear| linear.part(m).expect("all weights are in panels"));
     int8::linear_int8_many(m.pool, first.m, x, parts);
     Ok(())
 }
 
-fn prepare(p: &mut Prepare<'_, '_>, alpha: f64, backward: bool, bias: bool, addend: bool) -> Result<Kernel> {
+/// The forward product, or that of the gradient in the input.
+fn prepare(p: &mut Prepare<'_, '_>, op: &LinearOp, backward: bool) -> Result<Kernel> {
     let dims = p.dims(0)?;
     let m = dims[..dims.len() - 1].iter().product();
     let (x, weight) = (p.input(0)?, p.weight(1)?);
     if weight.rows == 0 || weight.cols == 0 {
         return Err(p.unsupported(format!("the weight is empty: {} x {}", weight.rows, weight.cols)));
     }
-    let bias = if bias { Some(p.input(2)?) } else { None };
-    let addend = if addend { Some(p.input_in_place(p.node.inputs.len() - 1)?) } else { None };
+    let bias = if op.bias { Some(p.input(2)?) } else { None };
+    let addend = match (op.addend, op.activation) {
+        (false, _) => None,
+        (true, None) => Some(p.input_in_place(p.node.inputs.len() - 1)?),
+        // Some kernels write what they apply the activation to.
+        (true, Some(_)) => Some(p.input(p.node.inputs.len() - 1)?),
+    };
+    let (alpha, activation) = (op.alpha.0 as f32, op.activation.map(unary_op));
     let int8 = if backward { None } else { p.rounding(m, x, &weight).map(|repeats| Rounding { repeats }) };
-    Ok(Kernel::Linear(Linear { backward, m, alpha: alpha as f32, x, weight, bias, addend, out: p.output(0)?, int8 }))
+    Ok(Kernel::Linear(Linear { backward, m, alpha, x, weight, bias, activation, addend, out: p.output(0)?, int8 }))
 }
 
 pub(super) fn forward(op: &LinearOp, p: &mut Prepare<'_, '_>) -> Result<Kernel> {
-    prepare(p, op.alpha.0, false, op.bias, op.addend)
+    prepare(p, op, false)
 }
 
 pub(super) fn dx(op: &LinearDx, p: &mut Prepare<'_, '_>) -> Result<Kernel> {
-    prepare(p, op.alpha.0, true, false, op.addend)
+    prepare(p, &LinearOp { alpha: op.alpha, addend: op.addend, ..LinearOp::plain() }, true)
 }
 
 /// `out = alpha d_yᵀ x`.

@@ -1,17 +1,16 @@
 //! A product with a weight and one of low rank beside it.
 
 use swift_graph::op::LowRankLinear;
-use swift_kernels::linear::{int8, linear};
+use swift_kernels::linear::{Layer, int8, linear};
 use swift_kernels::lora::{LowRank, low_rank_linear, low_rank_linear_dx};
 
 use super::Kernel;
-use super::identity::place_addend;
-use super::linear::Rounding;
+use super::linear::{Rounding, addend};
 use super::memory::{Memory, Ref, WeightRef};
 use super::prepare::Prepare;
 use crate::Result;
 
-/// Both products, on an addend that is the output's old value.
+/// Both products, and what is added to them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LowRankProduct {
     backward: bool,
@@ -30,7 +29,8 @@ pub(crate) struct LowRankProduct {
 
 impl LowRankProduct {
     pub(super) fn run(&self, m: &Memory<'_>) -> Result<()> {
-        let beta = place_addend(m, self.addend, self.out)?;
+        let cols = if self.backward { self.weight.cols } else { self.weight.rows };
+        let addend = addend(m, self.addend, self.out, cols);
         let bias = self.bias.map(|b| m.f32(b));
         let low = LowRank { factor: self.factor, h: m.f32(self.h), v: m.weight(&self.v) };
         if let Some(rounding) = self.int8 {
@@ -39,16 +39,17 @@ impl LowRankProduct {
                 // The adapter's product stays exact.
                 let x = m.rounded(self.m, panels.cols, self.x);
                 let out = m.f32_mut(self.out);
-                int8::linear_int8(m.pool, self.m, self.alpha, x, &panels, bias, out, beta);
+                let layer = Layer { alpha: self.alpha, bias, activation: None, addend };
+                int8::linear_int8_many(m.pool, self.m, x, [int8::Part { w: panels, layer, y: &mut *out }]);
                 linear(m.pool, self.m, low.factor, low.h, &low.v, None, out, 1.0);
                 return Ok(());
             }
         }
         let (weight, x, out) = (m.weight(&self.weight), m.f32(self.x), m.f32_mut(self.out));
         if self.backward {
-            low_rank_linear_dx(m.pool, self.m, self.alpha, x, &weight, &low, out, beta);
+            low_rank_linear_dx(m.pool, self.m, self.alpha, x, &weight, &low, addend, out);
         } else {
-            low_rank_linear(m.pool, self.m, self.alpha, x, &weight, &low, bias, out, beta);
+            low_rank_linear(m.pool, self.m, self.alpha, x, &weight, &low, bias, addend, out);
         }
         Ok(())
     }

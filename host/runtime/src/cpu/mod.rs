@@ -8,6 +8,7 @@
 
 mod attention;
 mod bind;
+mod conv;
 mod cross_entropy;
 mod distribution;
 mod dropout;
@@ -171,6 +172,8 @@ kernels! {
     GroupedLinear(grouped_linear::Forward),
     GroupedGradient(grouped_linear::Gradient),
     GroupedWeightGradient(grouped_linear::WeightGradient),
+    Conv(conv::Conv),
+    ConvGradient(conv::ConvGradient),
     Embed(embed::Embed),
     EmbedGradient(embed::EmbedGradient),
     Norm(norm::Norm),
@@ -228,6 +231,9 @@ fn prepare_launch(p: &mut Prepare<'_, '_>) -> Result<Kernel> {
         Op::GroupedLinear(_) => grouped_linear::forward(p),
         Op::GroupedLinearDx(_) => grouped_linear::dx(p),
         Op::GroupedLinearDw(_) => grouped_linear::dw(p),
+        Op::Conv(op) => conv::forward(op, p),
+        Op::ConvDx(op) => conv::dx(op, p),
+        Op::ConvDw(op) => conv::dw(op, p),
         Op::Embed(_) => embed::forward(p),
         Op::EmbedDw(_) => embed::dw(p),
         Op::RmsNorm(op) => norm::forward(op, p),

@@ -309,11 +309,17 @@ fn linear_in_every_format() {
         c.all(Linear::plain(), &[x, w]);
         c.all(Linear::plain(), &[few, w]);
         let addend = c.x(rows(&[40]));
-        let spec = Linear { alpha: Float(0.5), bias: true, addend: true };
+        let spec = Linear { alpha: Float(0.5), bias: true, activation: None, addend: true };
         c.all(spec.clone(), &[x, w, bias, addend]);
         // An addend that dies: the product is added to it in place.
         let fresh = c.g.scale(addend, 3.0).unwrap();
         c.all(spec, &[x, w, bias, fresh]);
+        for f in [UnaryOp::Silu, UnaryOp::GeluErf, UnaryOp::GeluTanh, UnaryOp::Relu] {
+            c.all(Linear { alpha: Float(0.5), bias: true, activation: Some(f), addend: false }, &[x, w, bias]);
+            c.all(Linear { alpha: Float(0.5), bias: false, activation: Some(f), addend: true }, &[x, w, addend]);
+        }
+        let few_more = c.x(dims(&[2, 40]));
+        c.all(Linear { alpha: Float(0.5), bias: true, activation: Some(UnaryOp::Silu), addend: true }, &[few, w, bias, few_more]);
         let d_y = c.x(rows(&[40]));
         c.all(LinearDx { alpha: Float(2.0), addend: false }, &[d_y, w]);
         let fresh = c.g.scale(x, 3.0).unwrap();
@@ -329,6 +335,58 @@ fn linear_in_every_format() {
         let computed = c.g.scale(dense, 2.0).unwrap();
         c.all(Linear::plain(), &[x, computed]);
         c.tolerance = 1e-4;
+        c.check();
+    }
+}
+
+/// One layer of a network as models write it, with all that follows, is one launch, and two gradient-free layers are two.
+#[test]
+fn layers_take_their_activation_and_residual() {
+    for f in [UnaryOp::Silu, UnaryOp::GeluErf, UnaryOp::GeluTanh, UnaryOp::Relu] {
+        let mut c = Case::new();
+        let (x, residual) = (c.x(rows(&[64])), c.x(rows(&[40])));
+        let (w, v, bias) = (c.w(&[40, 64], Format::BF16), c.w(&[40, 40], Format::Q8_0), c.w(&[40], Format::F32));
+        let h = c.g.push(Linear::plain(), &[x, w]).unwrap();
+        let b = c.g.push(Read, &[bias]).unwrap();
+        let h = c.g.add(h, b).unwrap();
+        let h = c.g.unary(f, h).unwrap();
+        let h = c.g.add(residual, h).unwrap();
+        let h = c.g.push(Linear::plain(), &[h, v]).unwrap();
+        let h = c.g.unary(f, h).unwrap();
+        c.g.outputs.push(("y".into(), h));
+        let g = swift_graph::passes::after_autodiff(&c.g, &swift_graph::passes::Options::default()).unwrap();
+        let launched: Vec<&str> = g.nodes().iter().map(|node| node.op.name()).filter(|name| !["input", "param"].contains(name)).collect();
+        assert_eq!(launched, ["read", "linear", "linear"]);
+        c.tolerance = 1e-4;
+        c.check();
+    }
+}
+
+#[test]
+fn convolutions() {
+    let spec = |stride: &[u64], lo: &[u64], hi: &[u64], dilation: &[u64], groups| ConvSpec {
+        stride: stride.to_vec(),
+        pad_lo: lo.to_vec(),
+        pad_hi: hi.to_vec(),
+        dilation: dilation.to_vec(),
+        groups,
+    };
+    // Over tokens, causal and depthwise, then images of two kinds.
+    let cases: [(ConvSpec, Vec<Dim>, &[u64]); 4] = [
+        (spec(&[1], &[3], &[0], &[1], 6), vec![Dim::fixed(1), Dim::fixed(6), n()], &[6, 1, 4]),
+        (spec(&[2], &[0], &[1], &[2], 1), vec![Dim::fixed(2), Dim::fixed(3), n()], &[5, 3, 3]),
+        (spec(&[1, 1], &[1, 1], &[1, 1], &[1, 1], 1), dims(&[2, 3, 8, 9]), &[4, 3, 3, 3]),
+        (spec(&[2, 3], &[0, 2], &[1, 0], &[2, 1], 2), dims(&[3, 4, 11, 7]), &[6, 2, 2, 3]),
+    ];
+    for (spec, shape, filters) in cases {
+        let mut c = Case::new();
+        let (x, w) = (c.x(shape.clone()), c.x(dims(filters)));
+        let bias = c.w(&filters[..1], Format::F32);
+        c.all(Conv { spec: spec.clone(), bias: false }, &[x, w]);
+        let y = c.all(Conv { spec: spec.clone(), bias: true }, &[x, w, bias]);
+        let d_y = c.x(c.g.ty(y).shape.clone());
+        c.all(ConvDx { spec: spec.clone(), x: shape.into() }, &[d_y, w]);
+        c.all(ConvDw { spec, w: dims(filters).into() }, &[d_y, x]);
         c.check();
     }
 }

@@ -1,11 +1,11 @@
-//! Epilogues, halves and packed operands, held to sums in `f64`.
+//! Epilogues and halves, held to sums in `f64`.
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::{LAYOUTS, Layout, pools, stored};
 use crate::elementwise::Unary;
-use crate::gemm::{Addend, Factor, Fused, MatRef, Operand, Output, Packed, gemm, gemm_fused};
+use crate::gemm::{Addend, Factor, Fused, MatRef, Operand, Output, gemm_fused};
 use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::quant::tests::noise;
@@ -100,11 +100,10 @@ struct Case {
     activation: Option<Unary>,
     /// 0: nothing, 1: the output, 2: another matrix.
     addend: usize,
-    packed: bool,
 }
 
 fn check(pools: &[Pool], case: &Case) {
-    let &Case { sizes: (m, n, k), kinds: (ka, kb, kc), layouts: (la, lb), bias, activation, addend, packed } = case;
+    let &Case { sizes: (m, n, k), kinds: (ka, kb, kc), layouts: (la, lb), bias, activation, addend } = case;
     let (a, b) = (Stored::new(m, k, la), Stored::new(k, n, lb));
     let (ldc, stride) = (n + 2, n + 1);
     let old = noise((m - 1) * ldc + n, 77);
@@ -113,11 +112,7 @@ fn check(pools: &[Pool], case: &Case) {
     for pair in pools.chunks(2) {
         let [first, second] = [0, 1].map(|index| {
             let pool = &pair[index];
-            let ready = packed.then(|| Packed::new(pool, k, n, b.operand(kb)));
-            let b = match &ready {
-                Some(packed) => Factor::Packed(packed),
-                None => Factor::Matrix { b: b.operand(kb), k, n },
-            };
+            let b = Factor::Matrix { b: b.operand(kb), k, n };
             let addend = match addend {
                 0 => Addend::None,
                 1 => Addend::Output { beta: 0.75 },
@@ -127,7 +122,7 @@ fn check(pools: &[Pool], case: &Case) {
             run(pool, &product, kc, &old, ldc)
         });
         let what =
-            format!("{} {m}x{n}x{k} {ka:?} {kb:?} {kc:?} {la:?} {lb:?} {bias} {activation:?} {addend} {packed}", pair[0].isa());
+            format!("{} {m}x{n}x{k} {ka:?} {kb:?} {kc:?} {la:?} {lb:?} {bias} {activation:?} {addend}", pair[0].isa());
         assert_eq!(first.1, second.1, "{what}: threads change the result");
         let (before, after) = first;
         let rounding = match kc {
@@ -164,7 +159,7 @@ fn halves_in_every_layout() {
             for lb in LAYOUTS {
                 for (ka, kb) in [(Kind::F16, Kind::F32), (Kind::F32, Kind::BF16), (Kind::BF16, Kind::F16)] {
                     let kinds = (ka, kb, Kind::F32);
-                    let case = Case { sizes, kinds, layouts: (la, lb), bias: false, activation: None, addend: 0, packed: false };
+                    let case = Case { sizes, kinds, layouts: (la, lb), bias: false, activation: None, addend: 0 };
                     check(&pools, &case);
                 }
             }
@@ -181,7 +176,7 @@ fn epilogues_of_every_kind() {
                 for kc in KINDS {
                     let kinds = (Kind::F32, Kind::F32, kc);
                     let layouts = (Layout::Rows, Layout::Columns);
-                    let case = Case { sizes, kinds, layouts, bias: addend != 1, activation, addend, packed: addend == 2 };
+                    let case = Case { sizes, kinds, layouts, bias: addend != 1, activation, addend };
                     check(&pools, &case);
                 }
             }
@@ -201,26 +196,8 @@ fn sums_of_several_passes_are_finished_once() {
         for sizes in [(40, 600, 2300), (70, 20, 5000)] {
             let kinds = (Kind::F32, Kind::BF16, kc);
             let (layouts, activation) = ((la, Layout::Columns), Some(Unary::Silu));
-            check(&pools, &Case { sizes, kinds, layouts, bias: true, activation, addend, packed: addend == 0 });
+            check(&pools, &Case { sizes, kinds, layouts, bias: true, activation, addend });
         }
-    }
-}
-
-#[test]
-fn packing_changes_no_value() {
-    for pool in pools() {
-        let (m, n, k) = (50, 90, 700);
-        let (a, b) = (noise(m * k, 1), noise(k * n, 2));
-        let (a, b) = (MatRef::new(&a, k), MatRef::new(&b, n));
-        let packed = Packed::new(&pool, k, n, b);
-        assert_eq!((packed.k(), packed.n(), packed.bytes()), (k, n, 4 * k * 96));
-        let mut plain = vec![0.0; m * n];
-        gemm(&pool, m, n, k, 1.0, a, b, &mut plain, n, 0.0);
-        let mut c = vec![0.0; m * n];
-        let b = Factor::Packed(&packed);
-        let product = Fused { m, a: a.into(), b, alpha: 1.0, bias: None, activation: None, addend: Addend::None };
-        gemm_fused(&pool, &product, Output::F32(&mut c), n);
-        assert_eq!(plain, c, "{}", pool.isa());
     }
 }
 

@@ -16,7 +16,7 @@ use super::int8::{self, Panels, linear_int8, quantized_words, repacked_bytes};
 use super::{linear, linear_dx};
 use crate::format::Weight;
 use crate::gemm::scratch::with_scratch;
-use crate::gemm::{MatRef, gemm};
+use crate::gemm::{MatRef, Member, gemm_grouped};
 use crate::pool::{Disjoint, Pool};
 
 /// Weight rows of one task: wide enough that packing an expert's activations again for each task costs little.
@@ -284,16 +284,14 @@ pub fn grouped_linear_dw(
     groups.gather(pool, n, dy, dys, |pair| pair);
     groups.gather(pool, k, x, xs, |pair| pair / groups.choices);
     let (dys, xs) = (&*dys, &*xs);
-    for e in (0..groups.count).filter(|&e| groups.of(e).1 == 0) {
-        dw[e * n * k..][..n * k].fill(0.0);
-    }
-    let dw = Disjoint::new(dw);
-    groups.each(pool, &|e| {
-        let (start, m) = groups.of(e);
-        let dy = MatRef::new(&dys[start * n..][..m * n], n).transposed();
-        let x = MatRef::new(&xs[start * k..][..m * k], k);
-        // SAFETY: an expert's matrix is written by its task alone.
-        let dw = unsafe { dw.slice(e * n * k, n * k) };
-        gemm(pool, n, k, m, 1.0, dy, x, dw, k, 0.0);
-    });
+    let members: Vec<Member<'_>> = (0..groups.count)
+        .map(|e| {
+            let (start, pairs) = groups.of(e);
+            let a = MatRef::new(&dys[start * n..][..pairs * n], n).transposed();
+            let b = MatRef::new(&xs[start * k..][..pairs * k], k);
+            // Without pairs the sums over nothing clear the expert's gradient.
+            Member { m: n, n: k, k: pairs, a, b, c: e * n * k, ldc: k }
+        })
+        .collect();
+    gemm_grouped(pool, 1.0, &members, dw, 0.0);
 }

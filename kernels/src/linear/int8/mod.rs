@@ -34,7 +34,10 @@
 //! Blocks of `x` below `1e-36` count as zero. A block with a NaN or an infinity makes its whole
 //! row of `y` NaN, and so does a scale of a weight with its whole column; an infinite minimum makes it infinite or NaN.
 
+use super::Layer;
+use crate::elementwise;
 use crate::format::Format;
+use crate::gemm::Addend;
 use crate::gemm::blocked::run;
 use crate::gemm::scratch::with_scratch;
 use crate::isa::Isa;
@@ -144,21 +147,17 @@ fn direct_fn(isa: Isa, m: usize) -> Option<TileFn> {
     }
 }
 
-/// One of several products with the same activations: `y = alpha x Wᵀ + bias + beta y`, where `y` is `[m, w.rows]`.
+/// One of several products of the same input, with what its layer does; `y` is `[m, w.rows]`.
 ///
-/// `y` is overwritten, not read, when `beta` is zero.
+/// A layer with an activation cannot add what `y` held: that is gone by then.
 #[derive(Debug)]
 pub struct Part<'a> {
-    /// Factor of the product.
-    pub alpha: f32,
     /// Weight.
     pub w: Panels<'a>,
-    /// A number for each row of the weight.
-    pub bias: Option<&'a [f32]>,
+    /// What happens to the product.
+    pub layer: Layer<'a>,
     /// Result.
     pub y: &'a mut [f32],
-    /// Factor of what `y` held.
-    pub beta: f32,
 }
 
 /// Bytes of panels that a task with few rows reads at least, so that handing tasks out costs little beside them.
@@ -173,28 +172,37 @@ const TASK_BYTES: usize = 24 << 10;
 #[track_caller]
 #[expect(clippy::too_many_arguments, reason = "the signature of the exact product")]
 pub fn linear_int8(pool: &Pool, m: usize, alpha: f32, x: &[u32], w: &Panels<'_>, bias: Option<&[f32]>, y: &mut [f32], beta: f32) {
-    linear_int8_many(pool, m, x, [Part { alpha, w: *w, bias, y, beta }]);
+    let addend = if beta == 0.0 { Addend::None } else { Addend::Output { beta } };
+    linear_int8_many(pool, m, x, [Part { w: *w, layer: Layer { alpha, bias, activation: None, addend }, y }]);
 }
 
 /// Products with the same activations, `m` rows from [`quantize_rows`], in one parallel loop: queries, keys and values, say.
 ///
 /// # Panics
-/// As [`linear_int8`], and when weights differ in their columns.
+/// As [`linear_int8`], when weights differ in their columns, and when an activation is to be added to what the output held.
 #[track_caller]
 pub fn linear_int8_many<const N: usize>(pool: &Pool, m: usize, x: &[u32], parts: [Part<'_>; N]) {
     let Some(k) = parts.first().map(|part| part.w.cols) else { return };
     let x = Rows::new(m, k, x);
     let (mut groups, mut panels, mut bytes) = (0, 0, 0);
-    let parts = parts.map(|Part { alpha, w, bias, y, beta }| {
+    let parts = parts.map(|Part { w, layer, y }| {
         let (n, kind) = (w.rows, Kind::of(w.format).expect("the format was repacked"));
         assert_eq!(w.cols, k, "weights take other activations");
         assert_eq!(Some(w.data.len()), repacked_bytes(w.format, n, k), "panels do not match their shape and format");
         assert_eq!(y.len(), m * n, "output does not match the batch and the weight");
-        assert!(bias.is_none_or(|bias| bias.len() == n), "bias does not match the weight's rows");
+        assert!(layer.bias.is_none_or(|bias| bias.len() == n), "bias does not match the weight's rows");
+        match layer.addend {
+            Addend::None => {}
+            Addend::Output { .. } => assert!(layer.activation.is_none(), "an activation overwrites what the output held"),
+            Addend::Matrix { values, row_stride, .. } => {
+                let len = m.saturating_sub(1) * row_stride + n;
+                assert!(row_stride >= n && (m == 0 || values.len() >= len), "addend is shorter than its {m} by {n} shape");
+            }
+        }
         let first = groups;
         groups += n.div_ceil(PANEL).div_ceil(GROUP);
         (panels, bytes) = (panels + n.div_ceil(PANEL), bytes + w.data.len());
-        Open { kind, n, k, m, data: w.data, y: Disjoint::new(y), alpha, bias, beta, groups: first..groups }
+        Open { kind, n, k, m, data: w.data, y: Disjoint::new(y), layer, groups: first..groups }
     });
     if m == 0 || groups == 0 {
         return;
@@ -228,9 +236,7 @@ struct Open<'a> {
     m: usize,
     data: &'a [u8],
     y: Disjoint<'a, f32>,
-    alpha: f32,
-    bias: Option<&'a [f32]>,
-    beta: f32,
+    layer: Layer<'a>,
     /// Its groups of panels among those of all parts.
     groups: std::ops::Range<usize>,
 }
@@ -304,9 +310,17 @@ impl Open<'_> {
                     }
                     // Rows of `y` are far from each other: their lines arrive while the next tile is multiplied.
                     for i in (0..tokens).take_while(|_| start + count == blocks) {
+                        let row = first_row + i;
                         // SAFETY: this task alone has these columns of these rows.
-                        let y = unsafe { self.y.slice((first_row + i) * n + columns.start, columns.len()) };
+                        let y = unsafe { self.y.slice(row * n + columns.start, columns.len()) };
                         finish(isa, self, columns.start, &acc[i * PANEL..], rows.len() * PANEL, y);
+                        if let Some(activation) = self.layer.activation {
+                            elementwise::apply(isa, activation, y);
+                        }
+                        if let Addend::Matrix { values, row_stride, beta } = self.layer.addend {
+                            let values = &values[row * row_stride + columns.start..];
+                            y.iter_mut().zip(values).for_each(|(y, value)| *y += beta * value);
+                        }
                     }
                 }
             }
@@ -334,7 +348,8 @@ crate::simd::simd_fn! {
 
 #[inline(always)]
 fn finish_with(part: &Open<'_>, column: usize, acc: &[f32], stride: usize, y: &mut [f32]) {
-    let &Open { alpha, bias, beta, .. } = part;
+    let Layer { alpha, bias, addend, .. } = part.layer;
+    let beta = if let Addend::Output { beta } = addend { beta } else { 0.0 };
     let sums = |panel: usize| acc[panel * stride..][..PANEL].as_array::<PANEL>().expect("of this length");
     let (whole, rest) = y.as_chunks_mut::<PANEL>();
     let last = whole.len();

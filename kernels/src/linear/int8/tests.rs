@@ -1,4 +1,5 @@
 use super::*;
+use crate::elementwise::Unary;
 use crate::format::Weight;
 use crate::quant::tests::noise;
 use crate::quant::{dequantize, quantize};
@@ -276,7 +277,8 @@ fn products_together_are_those_alone() {
             let (format, rows) = sizes[i];
             let w = Panels { format, rows, cols: k, data: &data[i] };
             i += 1;
-            Part { alpha: 1.0, w, bias: None, y, beta: (i - 1) as f32 }
+            let addend = Addend::Output { beta: (i - 1) as f32 };
+            Part { w, layer: Layer { alpha: 1.0, bias: None, activation: None, addend }, y }
         });
         linear_int8_many(&pool, m, &quantized(&pool, m, k, &x), parts);
         for (i, (format, n)) in sizes.into_iter().enumerate() {
@@ -284,6 +286,26 @@ fn products_together_are_those_alone() {
             let expected: Vec<f32> = alone.iter().map(|y| if i == 0 { *y } else { y + i as f32 }).collect();
             assert_same(&y[i], &expected, &format!("part {i} of {m} rows"));
         }
+    }
+}
+
+#[test]
+fn layers_are_finished_in_one_pass() {
+    let (n, k) = (70, 512);
+    for m in [1, 5, 300] {
+        let (x, other) = (noise(m * k, 6), noise(m * n, 7));
+        let bytes = encoded(Format::Q4_1, n, k);
+        let pool = Pool::new(2);
+        let weight = Weight::new(Format::Q4_1, n, k, &bytes);
+        let data = panels(&pool, &weight);
+        let w = Panels { format: Format::Q4_1, rows: n, cols: k, data: &data };
+        let addend = Addend::Matrix { values: &other, row_stride: n, beta: 2.0 };
+        let layer = Layer { alpha: 1.0, bias: None, activation: Some(Unary::Relu), addend };
+        let mut y = vec![f32::NAN; m * n];
+        linear_int8_many(&pool, m, &quantized(&pool, m, k, &x), [Part { w, layer, y: &mut y }]);
+        let plain = product(&pool, &weight, &x);
+        let expected: Vec<f32> = plain.iter().zip(&other).map(|(y, other)| y.max(0.0) + 2.0 * other).collect();
+        assert_same(&y, &expected, &format!("{m} rows"));
     }
 }
 

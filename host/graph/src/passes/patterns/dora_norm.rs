@@ -106,9 +106,9 @@ impl Adapted {
         let (b, bt) = if self.flip_b { (transpose(g, self.b)?, self.b) } else { (self.b, transpose(g, self.b)?) };
         let squares = g.mul(self.dense, self.dense)?;
         let plain = g.reduce(ReduceOp::Sum, squares, &[1], false)?;
-        let cross = g.push(op::Linear { alpha: Float(2.0 * self.scale), bias: false, addend: false }, &[a, self.weight])?;
+        let cross = g.push(op::Linear { alpha: Float(2.0 * self.scale), ..op::Linear::plain() }, &[a, self.weight])?;
         let gram = g.push(op::MatMul { transpose_a: false, transpose_b: true }, &[a, a])?;
-        let own = op::Linear { alpha: Float(self.scale * self.scale), bias: false, addend: true };
+        let own = op::Linear { alpha: Float(self.scale * self.scale), addend: true, ..op::Linear::plain() };
         let both = g.push(own, &[gram, b, cross])?;
         let both = g.mul(both, bt)?;
         let both = g.reduce(ReduceOp::Sum, both, &[0], false)?;

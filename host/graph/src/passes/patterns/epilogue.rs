@@ -108,7 +108,7 @@ impl Branch {
         let scaled = |alpha: Float| Float(alpha.0 * self.factor);
         let has = addend.is_some();
         match &self.op {
-            Op::Linear(l) => new.push(op::Linear { alpha: scaled(l.alpha), bias: l.bias, addend: has }, &inputs),
+            Op::Linear(l) => new.push(op::Linear { alpha: scaled(l.alpha), addend: has, ..l.clone() }, &inputs),
             Op::LinearDx(l) => new.push(op::LinearDx { alpha: scaled(l.alpha), addend: has }, &inputs),
             Op::LinearDw(l) => new.push(op::LinearDw { alpha: scaled(l.alpha) }, &inputs),
             _ => return Ok(None),
@@ -157,7 +157,7 @@ fn sum(
             if let (true, Some(x), Some(w), Some(bias)) =
                 (fits, mapped(product.inputs[0]), mapped(product.inputs[1]), mapped(other))
             {
-                return new.push(op::Linear { alpha: l.alpha, bias: true, addend: false }, &[x, w, bias]).map(Some);
+                return new.push(op::Linear { alpha: l.alpha, bias: true, ..op::Linear::plain() }, &[x, w, bias]).map(Some);
             }
         }
     }

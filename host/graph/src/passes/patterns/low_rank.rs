@@ -48,7 +48,7 @@ struct Product {
 impl Product {
     fn of(op: &Op, inputs: &[NodeId]) -> Option<Product> {
         let (backward, alpha, bias, addend) = match op {
-            Op::Linear(op::Linear { alpha, bias, addend }) => (false, *alpha, *bias, *addend),
+            Op::Linear(op::Linear { alpha, bias, activation: None, addend }) => (false, *alpha, *bias, *addend),
             Op::LinearDx(op::LinearDx { alpha, addend }) => (true, *alpha, false, *addend),
             _ => return None,
         };
