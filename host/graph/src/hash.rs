@@ -108,8 +108,7 @@ mod tests {
         let one = build(["a", "b", "c"], plain);
         assert_eq!(one.len(), 64);
         assert_eq!(one, build(["x", "y", "z"], plain));
-        let scaled =
-            build(["a", "b", "c"], |g, x, w| g.push(op::Linear { alpha: Float(2.0), ..op::Linear::plain() }, &[x, w]));
+        let scaled = build(["a", "b", "c"], |g, x, w| g.push(op::Linear { alpha: Float(2.0), ..op::Linear::plain() }, &[x, w]));
         let constant = |value: f32| {
             build(["a", "b", "c"], move |g, x, _| {
                 let data = op::ConstantData::Float([value, 0.0, 0.0, 0.0].into());

@@ -169,6 +169,11 @@ fn refusals() {
 
 #[test]
 fn symbolic_shapes_come_out() {
+    let along = |stride, lo| {
+        let spec = op::ConvSpec { stride: vec![stride], pad_lo: vec![lo], pad_hi: vec![0], dilation: vec![1], groups: 1 };
+        op::Conv { spec, bias: false }.into()
+    };
+    let sequence = Type::f32(vec![Dim::fixed(1), Dim::fixed(2), n()]);
     let table: Vec<(Op, Vec<Type>, &str)> = vec![
         (op::Binary(BinaryOp::Mul).into(), vec![rows(&[4]), f(&[4])], "f32[n, 4]"),
         (op::Binary(BinaryOp::Lt).into(), vec![rows(&[1]), f(&[1, 4])], "bool[n, 4]"),
@@ -177,6 +182,9 @@ fn symbolic_shapes_come_out() {
         (op::Reduce { op: ReduceOp::Mean, axes: vec![0], keep: true }.into(), vec![rows(&[2])], "f32[1, 2]"),
         (op::GatherRows.into(), vec![f(&[5, 2]), Type::new(DType::S32, vec![n()])], "f32[n, 2]"),
         (op::Linear::plain().into(), vec![rows(&[3]), f(&[2, 3])], "f32[n, 2]"),
+        // As many values as before, since all that a filter reaches over is padded.
+        (along(1, 3), vec![sequence.clone(), f(&[4, 2, 4])], "f32[1, 4, n]"),
+        (along(1, 0), vec![sequence, f(&[4, 2, 4])], "f32[1, 4, -3 + n]"),
         (
             op::SegmentReduce { op: ReduceOp::Sum, count: Dim::symbol(SymbolId::SEQUENCES) }.into(),
             vec![rows(&[2]), Type::new(DType::S32, vec![n()])],

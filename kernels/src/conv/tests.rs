@@ -28,8 +28,26 @@ fn shapes() -> Vec<Conv> {
         Conv { kernel: [1, 1], stride: [2, 2], pad_lo: [0, 0], pad_hi: [0, 0], ..plain },
         Conv { groups: 3, in_channels: 6, out_channels: 9, batch: 2, ..plain },
         // Depthwise and causal over a sequence, as in state-space models.
-        Conv { groups: 8, in_channels: 8, out_channels: 8, input: [1, 50], kernel: [1, 4], pad_lo: [0, 3], pad_hi: [0, 0], ..plain },
-        Conv { in_channels: 20, out_channels: 40, input: [1, 301], kernel: [1, 5], stride: [1, 2], pad_lo: [0, 2], pad_hi: [0, 2], ..plain },
+        Conv {
+            groups: 8,
+            in_channels: 8,
+            out_channels: 8,
+            input: [1, 50],
+            kernel: [1, 4],
+            pad_lo: [0, 3],
+            pad_hi: [0, 0],
+            ..plain
+        },
+        Conv {
+            in_channels: 20,
+            out_channels: 40,
+            input: [1, 301],
+            kernel: [1, 5],
+            stride: [1, 2],
+            pad_lo: [0, 2],
+            pad_hi: [0, 2],
+            ..plain
+        },
         Conv { in_channels: 16, out_channels: 33, input: [20, 24], batch: 3, ..plain },
         Conv { in_channels: 0, ..plain },
         Conv { out_channels: 0, ..plain },

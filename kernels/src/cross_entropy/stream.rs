@@ -308,6 +308,7 @@ impl<'a, const H: usize> Stream<'a, H> {
                 a_stride,
                 b: b.as_mut_ptr(),
                 b_stride: self.kernels.nr,
+                copy: std::ptr::null_mut(),
                 c: c.as_mut_ptr(),
                 ldc,
                 alpha: 1.0,

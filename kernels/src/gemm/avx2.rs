@@ -72,6 +72,11 @@ unsafe fn tile_of<const PACKED: bool, const ROWS: usize, const VECS: usize, cons
                 };
             }
             _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(8 * t.b_stride).cast());
+            if !MASKED && VECS == 2 && !t.copy.is_null() {
+                for v in 0..VECS {
+                    _mm256_storeu_ps(t.copy.add((p * VECS + v) * LANES), row[v]);
+                }
+            }
             for r in 0..ROWS {
                 let value = _mm256_broadcast_ss(&*if PACKED { a.add(r) } else { rows[r].add(p) });
                 for v in 0..VECS {

@@ -52,17 +52,20 @@ unsafe fn tile_of<const PACKED: bool, const ROWS: usize, const VECS: usize, cons
         *lanes = mask(t.cols.saturating_sub(v * LANES));
     }
     let (mut a, mut b) = (t.a, t.b);
+    // Rows that are copied come from farther away than those that were.
+    let ahead = if t.copy.is_null() { 8 } else { 24 } * t.b_stride;
     let rows: [*const f32; ROWS] = std::array::from_fn(|r| t.a.wrapping_add(r * t.a_stride));
     let mut acc = [[_mm512_setzero_ps(); VECS]; ROWS];
     // SAFETY: `a` holds `k` values for each of `ROWS`, `b` has `k` rows of `cols` values, `c` and `d`
     // have `ROWS` of them; lanes beyond `cols` are masked off. Prefetches may miss.
     unsafe {
-        for r in 0..ROWS {
-            for v in 0..VECS {
-                _mm_prefetch::<_MM_HINT_T0>(t.c.add(r * t.ldc + v * LANES).cast());
-            }
-        }
         for p in 0..t.k {
+            // What the sums are written to is asked for bit by bit: all at once it would fill the buffers for misses.
+            if p % 4 == 0 && p < 4 * ROWS {
+                for v in 0..VECS {
+                    _mm_prefetch::<_MM_HINT_T0>(t.c.wrapping_add(p / 4 * t.ldc + v * LANES).cast());
+                }
+            }
             let mut row = [_mm512_setzero_ps(); VECS];
             for v in 0..VECS {
                 row[v] = if MASKED {
@@ -70,7 +73,12 @@ unsafe fn tile_of<const PACKED: bool, const ROWS: usize, const VECS: usize, cons
                 } else {
                     _mm512_loadu_ps(b.add(v * LANES))
                 };
-                _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(8 * t.b_stride + v * LANES).cast());
+                _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(ahead + v * LANES).cast());
+            }
+            if !MASKED && VECS == 2 && !t.copy.is_null() {
+                for v in 0..VECS {
+                    _mm512_storeu_ps(t.copy.add((p * VECS + v) * LANES), row[v]);
+                }
             }
             if PACKED {
                 _mm_prefetch::<_MM_HINT_T0>(a.wrapping_add(16 * ROWS).cast());
@@ -115,28 +123,55 @@ unsafe fn tile_of<const PACKED: bool, const ROWS: usize, const VECS: usize, cons
 /// See [`Kernels`].
 #[target_feature(enable = "avx512f")]
 unsafe fn transpose(t: Transpose) {
+    /// Values that a row is prefetched ahead.
+    const AHEAD: usize = 8 * LANES;
     debug_assert!(t.rows <= LANES);
-    let end = (t.len.max(1) - 1) * t.dst_stride + t.rows;
     for start in (0..t.len).step_by(LANES) {
-        let len = LANES.min(t.len - start);
+        let lanes = mask(t.len - start);
+        let load = |r: usize| {
+            let row = t.src.wrapping_add(r * t.src_stride);
+            // Past its end a row is followed by that of the next call, if there is one.
+            let ahead = start + AHEAD;
+            let next = if ahead < t.len { ahead } else { LANES * t.src_stride + ahead - t.len };
+            _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(next).cast());
+            // SAFETY: row `r` has as many values from `start` on.
+            unsafe { _mm512_maskz_loadu_ps(lanes, row.wrapping_add(start)) }
+        };
         let mut block = [_mm512_setzero_ps(); LANES];
-        for (r, row) in block.iter_mut().enumerate().take(t.rows) {
-            let src = t.src.wrapping_add(r * t.src_stride + start);
-            _mm_prefetch::<_MM_HINT_T0>(src.wrapping_add(4 * LANES).cast());
-            // SAFETY: row `r` has `len` values from `start`.
-            *row = unsafe { _mm512_maskz_loadu_ps(mask(len), src) };
+        if t.rows == LANES {
+            // A constant number of them stays in registers.
+            for (r, row) in block.iter_mut().enumerate() {
+                *row = load(r);
+            }
+            // SAFETY: the caller's promise.
+            unsafe { columns(&t, start, block) };
+        } else {
+            for (r, row) in block.iter_mut().enumerate().take(t.rows) {
+                *row = load(r);
+            }
+            // SAFETY: as above.
+            unsafe { columns(&t, start, block) };
         }
-        for (i, column) in transposed(block).into_iter().enumerate().take(len) {
-            let at = (start + i) * t.dst_stride;
-            // SAFETY: row `start + i` of the destination has `rows` values; whole vectors
-            // stay before its end. They spill into the next row, which is yet to be
-            // written: masked stores are several times slower.
-            unsafe {
-                if at + LANES <= end {
-                    _mm512_storeu_ps(t.dst.add(at), column);
-                } else {
-                    _mm512_mask_storeu_ps(t.dst.add(at), mask(t.rows), column);
-                }
+    }
+}
+
+/// Writes the columns of a block, of the values from `start` on.
+///
+/// # Safety
+/// See [`Kernels`].
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn columns(t: &Transpose, start: usize, block: [__m512; LANES]) {
+    let end = (t.len.max(1) - 1) * t.dst_stride + t.rows;
+    for (i, column) in transposed(block).into_iter().enumerate().take(t.len - start) {
+        let at = (start + i) * t.dst_stride;
+        // SAFETY: row `start + i` of the destination has `rows` values; whole vectors stay before its end. They spill into the
+        // next row, which is yet to be written: masked stores are several times slower.
+        unsafe {
+            if at + LANES <= end {
+                _mm512_storeu_ps(t.dst.add(at), column);
+            } else {
+                _mm512_mask_storeu_ps(t.dst.add(at), mask(t.rows), column);
             }
         }
     }

@@ -277,14 +277,25 @@ impl Block<'_> {
             };
             for (k0, k) in self.passes() {
                 let part = Part { k0, k, j0, cols };
-                self.walk.b.pack(kernels, part, packed);
-                self.tiles_of(tiles, part, packed, sums);
+                // Rows that are contiguous are packed by the first tile, which reads them anyway; but for a ragged end.
+                let source = self.walk.b.rows();
+                let whole = if source.is_some() { cols / GROUP * GROUP } else { 0 };
+                let rest = Part { j0: j0 + whole, cols: cols - whole, ..part };
+                self.walk.b.pack(kernels, rest, &mut packed[whole * k..]);
+                self.tiles_of(tiles, part, (source, whole), packed, sums);
             }
         });
     }
 
-    /// Adds one pass to the given tiles of a strip.
-    fn tiles_of(&self, (tile0, tile_count): (usize, usize), part: Part, panels: &[f32], sums: Sums) {
+    /// Adds one pass to the given tiles of a strip, whose first `whole` columns are packed by the first of them.
+    fn tiles_of(
+        &self,
+        (tile0, tile_count): (usize, usize),
+        part: Part,
+        (source, whole): (Option<MatRef<'_>>, usize),
+        panels: &mut [f32],
+        sums: Sums,
+    ) {
         let Walk { kernels, k, out, epilogue, .. } = *self.walk;
         let (nr, tiles) = (kernels.nr, self.tiles());
         let epilogue = epilogue.pass(part.k0 == 0);
@@ -292,6 +303,9 @@ impl Block<'_> {
             Out::Finished(finish) if part.k0 + part.k == k => Some(finish),
             _ => None,
         };
+        if let Some(source) = source {
+            source.check(part.k0 + part.k, part.j0 + whole);
+        }
         let mut stage = Stage([0.0; 512]);
         for tile in tile0..tile0 + tile_count {
             let (start, rows) = part_of(self.rows.1, tiles, tile);
@@ -310,14 +324,25 @@ impl Block<'_> {
                     Some((values, stride)) => (values[i * stride + j..].as_ptr(), stride),
                     None => (c.cast_const(), sums.stride),
                 };
+                let panel = &mut panels[first * part.k..];
+                let (b, b_stride, copy) = match source {
+                    // One tile alone needs no copy.
+                    Some(source) if tile == tile0 && first < whole => {
+                        let copy = if tile_count > 1 { panel.as_mut_ptr() } else { std::ptr::null_mut() };
+                        assert!(panel.len() >= nr * part.k);
+                        (source.data[source.at(part.k0, j)..].as_ptr(), source.row_stride, copy)
+                    }
+                    _ => (panel.as_ptr(), nr, std::ptr::null_mut()),
+                };
                 let mut tile = Tile {
                     rows,
                     cols,
                     k: part.k,
                     a,
                     a_stride,
-                    b: panels[first * part.k..].as_ptr(),
-                    b_stride: nr,
+                    b,
+                    b_stride,
+                    copy,
                     c,
                     ldc: sums.stride,
                     alpha: epilogue.alpha,
@@ -327,13 +352,7 @@ impl Block<'_> {
                     bias: epilogue.bias.map_or(std::ptr::null(), |bias| bias[j..][..cols].as_ptr()),
                 };
                 if finish.is_some() {
-                    if part.k0 > 0 {
-                        for (r, stage) in stage.0.chunks_exact_mut(nr).enumerate().take(rows) {
-                            // SAFETY: an earlier pass of this task left the sums of this tile there.
-                            let sums = unsafe { std::slice::from_raw_parts(c.wrapping_add(r * sums.stride), cols) };
-                            stage[..cols].copy_from_slice(sums);
-                        }
-                    }
+                    // Sums of earlier passes are read where they wait.
                     (tile.c, tile.ldc) = (stage.0.as_mut_ptr(), nr);
                 }
                 // SAFETY: both operands hold the tile, the output was checked to, and no other task has it.

@@ -16,6 +16,8 @@ pub(crate) struct Tile {
     pub(crate) a_stride: usize,
     pub(crate) b: *const f32,
     pub(crate) b_stride: usize,
+    /// Where rows of `b` are copied to on the way, one after the other; or null. Only for `cols` equal to `Kernels::nr`.
+    pub(crate) copy: *mut f32,
     pub(crate) c: *mut f32,
     pub(crate) ldc: usize,
     pub(crate) alpha: f32,

@@ -91,6 +91,14 @@ impl<'a> Panels<'a> {
         }
     }
 
+    /// The matrix, if its rows are contiguous floats, which inner kernels read as they are.
+    pub(crate) fn rows(&self) -> Option<MatRef<'a>> {
+        match self {
+            Panels::Dense(b) if b.col_stride == 1 && b.row_stride > 0 => Some(*b),
+            _ => None,
+        }
+    }
+
     /// What parts are to be cut at multiples of: along `k`, and columns.
     pub(crate) fn units(&self) -> (usize, usize) {
         match self {

@@ -15,6 +15,10 @@ unsafe fn tile(t: &Tile) {
         let mut b = [0f32; NR];
         // SAFETY: `b` has `k` rows of `cols` values.
         b[..t.cols].copy_from_slice(unsafe { std::slice::from_raw_parts(t.b.add(p * t.b_stride), t.cols) });
+        if !t.copy.is_null() {
+            // SAFETY: a copy has room for `k` rows of `NR` values.
+            unsafe { std::slice::from_raw_parts_mut(t.copy.add(p * NR), NR) }.copy_from_slice(&b);
+        }
         for (r, acc) in acc.iter_mut().take(t.rows).enumerate() {
             let at = if t.a_stride == 0 { p * t.rows + r } else { r * t.a_stride + p };
             // SAFETY: `a` has `k` values for each of `rows`.

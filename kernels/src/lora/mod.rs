@@ -176,6 +176,7 @@ impl Second<'_> {
                 a_stride: self.rank,
                 b: b.as_ptr(),
                 b_stride: kernels.nr,
+                copy: std::ptr::null_mut(),
                 c,
                 ldc,
                 alpha: self.factor,

@@ -28,7 +28,7 @@ use swift::plugin::env;
 use swift::plugin::sample_types::{Part, Sample, Turn};
 use swift::plugin::trace_host::{Batch, Session, Site, StepIo};
 use swift::tensor::graph::{
-    AttnSpec, BinaryOp, Builder, Dim, DimOp, Dtype, MaskSpec, ReduceOp, RopeLayout, RopeSpec, UnaryOp, Value,
+    AttnSpec, BinaryOp, Builder, ConvSpec, Dim, DimOp, Dtype, MaskSpec, ReduceOp, RopeLayout, RopeSpec, UnaryOp, Value,
 };
 use swift::tensor::lm_head::CeSpec;
 use swift::tensor::types::{Error, ErrorCode};
@@ -110,6 +110,9 @@ impl model::Guest for Evil {
     fn plan_for(config: String) -> Result<model::Plan, Error> {
         misbehave(&config, "model.plan-for");
         let mut params = vec![decl("w", &[8, 8]), decl("embed", &[16, 8]), decl("norm", &[8])];
+        if config == "conv" {
+            params.extend([decl("filters", &[8, 8, 3]), decl("shifts", &[8])]);
+        }
         let mut bindings = vec![];
         let mut caches = vec![model::CacheDecl { layer: 0, kv_heads: 2, head_dim: 4, window: None, latent_dim: None }];
         match config.as_str() {
@@ -138,7 +141,14 @@ impl model::Guest for Evil {
         g.push_scope("layers.3");
         let x = s.embed("embed", &s.param("embed")?, &ids)?;
         let x = g.rms_norm(&x, Some(&s.param("norm")?), 1e-5, false)?;
-        let y = s.linear("layers.3.proj", &s.param("w")?, None, &x)?;
+        let mut y = s.linear("layers.3.proj", &s.param("w")?, None, &x)?;
+        if config == "conv" {
+            // Causal, along the tokens of all sequences.
+            let n = s.dim("tokens")?;
+            let image = g.reshape(&g.permute(&y, &[1, 0])?, &[Dim::Fixed(1), Dim::Fixed(8), n])?;
+            let image = s.conv("layers.3.conv", &s.param("filters")?, Some(&s.param("shifts")?), &image, &along(1, 2))?;
+            y = g.permute(&g.reshape(&image, &[Dim::Fixed(8), n])?, &[1, 0])?;
+        }
         attack(&g, s, &config, &x, &ids)?;
         g.pop_scope();
         if config == "no-head" {
@@ -146,6 +156,11 @@ impl model::Guest for Evil {
         }
         s.set_head(&y, &s.param("embed")?, None)
     }
+}
+
+/// A convolution over one axis, padded before.
+fn along(stride: u32, pad: u32) -> ConvSpec {
+    ConvSpec { stride: vec![stride], pad_lo: vec![pad], pad_hi: vec![0], dilation: vec![1], groups: 1 }
 }
 
 /// Attacks on the graph, in the middle of an honest model.
@@ -237,6 +252,12 @@ fn attack(g: &Builder, s: &Session, case: &str, x: &Value, ids: &Value) -> Resul
         }
         "top-k" => drop(g.top_k(x, 9)?),
         "experts" => drop(g.grouped_linear(&s.param("w")?, x, ids)?),
+        "conv-rank" => drop(g.conv(x, &s.param("w")?, None, &along(1, 0))?),
+        "conv-stride" => drop(g.conv(x, &s.param("w")?, None, &along(0, 0))?),
+        "conv-axes" => {
+            let spec = ConvSpec { pad_lo: vec![0; 100_000], ..along(1, 0) };
+            drop(g.conv(x, &s.param("w")?, None, &spec)?)
+        }
         "unknown-op" => drop(g.call("launch-missiles", 1, &[x], &[])?),
         "foreign-param" => drop(s.param("other.weight")?),
         "site-twice" => drop(s.linear("layers.3.proj", &s.param("w")?, None, x)?),

@@ -1,9 +1,11 @@
 //! `plugins/evil`: misuse in every hook of every kind. Without a guest toolchain these tests say so and pass.
 
-use swift_graph::{DType, Dim, Graph, NodeId, OpRule, Shape, SymbolId, Type};
+use swift_graph::autodiff::differentiate;
+use swift_graph::interp::{self, Env, Tensor};
+use swift_graph::{Bindings, DType, Dim, Graph, NodeId, OpRule, ParamId, Shape, SymbolId, Type};
 use swift_plugin::{
     BatchBinding, Error, Grants, Head, HostConfig, LimitConfig, LogSink, Mode, ParamInfo, Plugin, PluginHost, SiteBinding,
-    StepBinding, TracedModel,
+    SiteKind, StepBinding, TracedModel,
 };
 
 use super::{contains, evil, evil_bytes, host_with, scratch, tight};
@@ -98,6 +100,9 @@ fn wrong_shapes_names_and_numbers_come_back_with_place_and_hint() {
         ("unsupported", &["begin-region: this host does not run it yet", "has-op(\"begin-region\", 1)"]),
         ("top-k", &["top-k: k is 9, but must be in 1..=8"]),
         ("experts", &["grouped-linear", "a weight [e, out, in]", "s32[n]"]),
+        ("conv-rank", &["at `layers.3`", "conv: takes x [batch, channels, ...]", "f32[n, 8], f32[8, 8]"]),
+        ("conv-stride", &["conv: ", "must be positive"]),
+        ("conv-axes", &["conv: ", "a number for each of one or two spatial axes"]),
         ("unknown-op", &["no op `launch-missiles`", "dropout 1"]),
         ("foreign-param", &["there is no parameter `other.weight`"]),
         ("site-twice", &["site `layers.3.proj` exists already", "hint"]),
@@ -116,6 +121,53 @@ fn wrong_shapes_names_and_numbers_come_back_with_place_and_hint() {
     assert_eq!(open.graph.scope_path(open.graph.scope()), "");
     let undeclared = model.trace("cache-undeclared", &plan, Mode::Decode).unwrap_err();
     contains(&undeclared.to_string(), &["cache of layer 77, which its plan does not declare"]);
+}
+
+/// A model with a convolution: traced, listed for tuners, evaluated and differentiated.
+#[test]
+fn convolutions_are_traced_and_trained() {
+    let Some(plugin) = evil() else { return };
+    let mut model = plugin.model().unwrap();
+    let plan = model.plan("conv").unwrap();
+    let traced = model.trace("conv", &plan, Mode::Train).unwrap();
+    let sites = traced.site_infos(|_| false).unwrap();
+    let site = sites.iter().find(|site| site.path == "layers.3.conv").unwrap();
+    assert_eq!((site.kind, site.d_in, site.d_out, site.layer), (SiteKind::Conv, 8, 8, Some(3)));
+
+    let mut g = traced.graph.clone();
+    let hidden = traced.head.unwrap().hidden;
+    let square = g.mul(hidden, hidden).unwrap();
+    let loss = g.sum_all(square).unwrap();
+    g.outputs.push(("loss".into(), loss));
+    let filters = ParamId(g.params().iter().position(|p| p.name == "filters").unwrap() as u32);
+    let gradients = differentiate(&mut g, loss, &[filters]).unwrap();
+    g.outputs.push(("gradient".into(), gradients[0].1));
+
+    let mut env = Env { bindings: Bindings::new().with(SymbolId::TOKENS, 5), ..Env::default() };
+    env.inputs.insert("ids".into(), Tensor::new(vec![5], vec![3.0, 1.0, 4.0, 1.0, 5.0]));
+    for (i, p) in g.params().iter().enumerate() {
+        let shape: Vec<usize> = p.shape.iter().map(|&d| d as usize).collect();
+        let mut at = i as f64;
+        let value = Tensor::from_index(shape, |_| {
+            at += 1.0;
+            (at * 0.7).sin()
+        });
+        env.params.insert(p.name.clone(), value);
+    }
+    let run = |env: &Env| interp::run(&g, env).unwrap().outputs;
+    let gradient = run(&env)["gradient"].clone();
+    assert_eq!(gradient.shape, [8, 8, 3]);
+    for at in [0, 50, 191] {
+        let mut losses = [1e-5, -1e-5].map(|step| {
+            let mut env = env.clone();
+            env.params.get_mut("filters").unwrap().data[at] += step;
+            run(&env)["loss"].data[0]
+        });
+        losses[0] = (losses[0] - losses[1]) / 2e-5;
+        let off = (gradient.data[at] - losses[0]).abs();
+        assert!(off <= 1e-5 * losses[0].abs().max(1.0), "{at}: {} is not {}", gradient.data[at], losses[0]);
+    }
+    honest(&plugin);
 }
 
 #[test]

@@ -345,7 +345,7 @@ fn layers_take_their_activation_and_residual() {
     for f in [UnaryOp::Silu, UnaryOp::GeluErf, UnaryOp::GeluTanh, UnaryOp::Relu] {
         let mut c = Case::new();
         let (x, residual) = (c.x(rows(&[64])), c.x(rows(&[40])));
-        let (w, v, bias) = (c.w(&[40, 64], Format::BF16), c.w(&[40, 40], Format::Q8_0), c.w(&[40], Format::F32));
+        let (w, v, bias) = (c.w(&[40, 64], Format::BF16), c.w(&[40, 40], Format::F16), c.w(&[40], Format::F32));
         let h = c.g.push(Linear::plain(), &[x, w]).unwrap();
         let b = c.g.push(Read, &[bias]).unwrap();
         let h = c.g.add(h, b).unwrap();
@@ -355,7 +355,8 @@ fn layers_take_their_activation_and_residual() {
         let h = c.g.unary(f, h).unwrap();
         c.g.outputs.push(("y".into(), h));
         let g = swift_graph::passes::after_autodiff(&c.g, &swift_graph::passes::Options::default()).unwrap();
-        let launched: Vec<&str> = g.nodes().iter().map(|node| node.op.name()).filter(|name| !["input", "param"].contains(name)).collect();
+        let launched: Vec<&str> =
+            g.nodes().iter().map(|node| node.op.name()).filter(|name| !["input", "param"].contains(name)).collect();
         assert_eq!(launched, ["read", "linear", "linear"]);
         c.tolerance = 1e-4;
         c.check();

@@ -121,8 +121,7 @@ fn check(pools: &[Pool], case: &Case) {
             let product = Fused { m, a: a.operand(ka), b, alpha: 0.5, bias: bias.then_some(&biases), activation, addend };
             run(pool, &product, kc, &old, ldc)
         });
-        let what =
-            format!("{} {m}x{n}x{k} {ka:?} {kb:?} {kc:?} {la:?} {lb:?} {bias} {activation:?} {addend}", pair[0].isa());
+        let what = format!("{} {m}x{n}x{k} {ka:?} {kb:?} {kc:?} {la:?} {lb:?} {bias} {activation:?} {addend}", pair[0].isa());
         assert_eq!(first.1, second.1, "{what}: threads change the result");
         let (before, after) = first;
         let rounding = match kc {
