@@ -89,10 +89,11 @@ fn forward_matches_the_decoded_weight() {
 
 #[test]
 fn layers_are_finished_in_one_pass() {
-    let relu = |x: f64| x.max(0.0);
-    let silu = |x: f64| x / (1.0 + (-x).exp());
-    let activations: [(Option<Unary>, &dyn Fn(f64) -> f64); 3] =
-        [(None, &|x| x), (Some(Unary::Relu), &relu), (Some(Unary::Silu), &silu)];
+    let activated = |activation, x: f64| match activation {
+        Some(Unary::Relu) => x.max(0.0),
+        Some(Unary::Silu) => x / (1.0 + (-x).exp()),
+        _ => x,
+    };
     for format in [Format::F32, Format::F16, Format::BF16, Format::Q4_1] {
         let case = Case::new(format, 70, 416);
         let (n, k) = (case.rows, case.cols);
@@ -101,7 +102,7 @@ fn layers_are_finished_in_one_pass() {
             let dots: Vec<f64> = (0..m * n)
                 .map(|at| (0..k).map(|p| f64::from(x[at / n * k + p]) * f64::from(case.values[at % n * k + p])).sum())
                 .collect();
-            for (activation, f) in activations {
+            for activation in [None, Some(Unary::Relu), Some(Unary::Silu)] {
                 for addend in 0..3 {
                     let with = match addend {
                         0 => Addend::None,
@@ -116,7 +117,7 @@ fn layers_are_finished_in_one_pass() {
                                 1 => 0.75 * f64::from(start[at]),
                                 _ => -0.5 * f64::from(other[at / n * (n + 3) + at % n]),
                             };
-                            f(0.5 * dots[at] + f64::from(bias[at % n])) + added
+                            activated(activation, 0.5 * dots[at] + f64::from(bias[at % n])) + added
                         })
                         .collect();
                     for isa in Isa::available() {
