@@ -122,9 +122,9 @@ impl Layer {
         // What an output held before does not matter.
         let (mut y, mut dx) = (vec![f32::NAN; shift + m * n], vec![f32::NAN; shift + m * k]);
         let low = LowRank { factor: FACTOR, h: &h[shift..], v: b };
-        low_rank_linear(pool, m, ALPHA, &x[shift..], &w, &low, None, &mut y[shift..], 0.0);
+        low_rank_linear(pool, m, ALPHA, &x[shift..], &w, &low, None, Addend::None, &mut y[shift..]);
         let low = LowRank { factor: FACTOR, h: &dh[shift..], v: a };
-        low_rank_linear_dx(pool, m, ALPHA, &dy[shift..], &w, &low, &mut dx[shift..], 0.0);
+        low_rank_linear_dx(pool, m, ALPHA, &dy[shift..], &w, &low, Addend::None, &mut dx[shift..]);
         [y[shift..].to_vec(), dx[shift..].to_vec()]
     }
 }
