@@ -13,10 +13,12 @@
 //!   is computed by one task, in an order fixed by the shapes.
 //! * Wrong lengths are programmer mistakes and panic at the caller's line.
 
+pub mod adam;
 pub mod attention;
 pub mod ceiling;
 pub mod conv;
 pub mod cross_entropy;
+pub mod dynamic8;
 pub mod elementwise;
 pub mod format;
 pub mod gemm;

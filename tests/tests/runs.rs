@@ -192,6 +192,58 @@ fn preferences_are_learned_from_the_reference_on() {
 }
 
 #[test]
+fn an_optimizer_in_8_bits_learns_as_one_in_floats_and_resumes_bit_for_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 24);
+    let run = RUN.replace("--lora_dropout 0.2", "--tuner_type full");
+    let with = |optim: &str, rest: &str| train(dir.path(), &format!("{run} --optim {optim} --output_dir {optim} {rest}"));
+    let (floats, whole) = with("adamw_torch_fused", "");
+    let (small, rounded) = with("adamw_bnb_8bit", "");
+    for (folder, name, eight_bit) in [(&floats, "adamw_torch_fused", None), (&small, "adamw_bnb_8bit", Some(true))] {
+        let args = json(folder.join("args.json"));
+        assert_eq!((args["optim"].as_str(), args["optimizer"].as_str()), (Some(name), Some("adamw")));
+        assert_eq!(args["optimizer_config"]["eight_bit"].as_bool(), eight_bit);
+    }
+    let curve = |summary: &Value| swift_tests::numbers(&summary["losses"]);
+    let (a, b) = (curve(&whole), curve(&rounded));
+    assert!(a[0] == b[0] && a != b && b[5] < b[0], "{a:?} {b:?}");
+    assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() <= 0.02 * a), "{a:?} {b:?}");
+    // Both moments of all but the smallest parameters: 8 bytes an element become 2.
+    let parameters = whole["trainable_parameters"].as_f64().unwrap();
+    let planned = |summary: &Value| summary["planned_peak_bytes"].as_f64().unwrap();
+    let file = |folder: &Path| std::fs::metadata(folder.join("checkpoint-6/optimizer.safetensors")).unwrap().len() as f64;
+    assert!(planned(&whole) - planned(&rounded) > 4.0 * parameters, "{} {}", planned(&whole), planned(&rounded));
+    assert!(file(&small) < 0.3 * file(&floats));
+
+    let (resumed, rest) = with("adamw_bnb_8bit", &format!("--resume_from_checkpoint {}", small.join("checkpoint-3").display()));
+    assert_eq!(losses(&rounded), losses(&rest));
+    for name in ["optimizer.safetensors", "model.safetensors"] {
+        let read = |folder: &Path| std::fs::read(folder.join("checkpoint-6").join(name)).unwrap();
+        assert!(read(&small) == read(&resumed), "{name}");
+    }
+    let (_, single) = with("adamw_8bit", "--threads 1");
+    assert_eq!(losses(&rounded), losses(&single));
+    let other =
+        format!("{run} --optim adamw_hf --output_dir x --resume_from_checkpoint {}", small.join("checkpoint-3").display());
+    swift_host(dir.path(), &other).refused(&["optimizer.safetensors", "this run's optimizer"]);
+}
+
+#[test]
+fn optimizers_go_by_the_names_of_transformers_or_of_plugins() {
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 12);
+    let estimate = |line: &str| swift_host(dir.path(), &format!("estimate --model swift-tiny --dataset rows.jsonl {line}"));
+    for name in ["adamw", "adamw_torch", "adamw_hf", "adamw_8bit"] {
+        estimate(&format!("--optim {name} --max_steps 2")).ok();
+    }
+    estimate("--optim sgd --max_steps 2").refused(&["--optim sgd", "adamw_torch", "adamw_bnb_8bit", "adamw,"]);
+    // A plugin, but not of the kind.
+    estimate("--optim lora --max_steps 2").refused(&["--optim lora", "adamw_torch"]);
+    estimate("--optim adamw_torch --optimizer adamw").refused(&["--optim adamw_torch", "leave one of the two out"]);
+    estimate("--optim adamw --optimizer_config {\"eight_bit\":true} --max_steps 2").ok();
+}
+
+#[test]
 fn old_checkpoints_go_and_optimizer_state_can_be_left_out() {
     let dir = tempfile::tempdir().unwrap();
     rows(dir.path(), 12);

@@ -170,7 +170,11 @@ pub(crate) struct TrainArgs {
     /// Configuration of the loss plugin, JSON.
     #[arg(long, help_heading = "Loss and optimizer", value_name = "JSON")]
     pub(crate) loss_config: Option<String>,
-    /// Optimizer plugin [default: adamw].
+    /// Optimizer by the names of transformers: `adamw_torch`, `adamw_torch_fused` and `adamw_hf` are AdamW, `adamw_bnb_8bit` and
+    /// `adamw_8bit` AdamW with moments in 8 bits; or an optimizer plugin [default: adamw_torch].
+    #[arg(long, help_heading = "Loss and optimizer", value_name = "NAME")]
+    pub(crate) optim: Option<String>,
+    /// Optimizer plugin, in the place of `--optim`.
     #[arg(long, help_heading = "Loss and optimizer", value_name = "PLUGIN")]
     pub(crate) optimizer: Option<String>,
     /// Configuration of the optimizer plugin, JSON.

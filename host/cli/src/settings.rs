@@ -55,6 +55,7 @@ pub(crate) fn resolve(kind: Kind, args: &TrainArgs, environment: &Environment, c
     let tuner_type = tuner_of(kind, args)?;
     let tuner = environment.plugin(&tuner_type)?;
     let full = matches!(tuner_type.as_str(), "full");
+    let optimizer = Optimizer::of(args, environment)?;
     let quantization = args.quantization.resolve()?;
     if quantization.quant_method.is_some() {
         if full {
@@ -106,8 +107,9 @@ pub(crate) fn resolve(kind: Kind, args: &TrainArgs, environment: &Environment, c
         tuner_type,
         loss_type: args.loss_type.clone().unwrap_or_else(|| "cross-entropy".into()),
         loss_config: json_flag("loss_config", args.loss_config.as_deref())?,
-        optimizer_config: optimizer_config(args, environment)?,
-        optimizer: args.optimizer.clone().unwrap_or_else(|| "adamw".into()),
+        optimizer_config: optimizer_config(args, &optimizer, environment)?,
+        optim: optimizer.asked,
+        optimizer: optimizer.plugin,
         dataset_plugin: args.dataset_plugin.clone(),
         dataset_config: json_flag("dataset_config", args.dataset_config.as_deref())?,
         dataset,
@@ -229,8 +231,50 @@ fn tuner_config(args: &TrainArgs, typed: &TrainArgs, plugin: &Plugin) -> Result<
     Ok(Value::Object(config))
 }
 
-fn optimizer_config(args: &TrainArgs, environment: &Environment) -> Result<Value> {
-    let plugin = environment.plugin(args.optimizer.as_deref().unwrap_or("adamw"))?;
+/// Names that transformers has for optimizers: what was asked for, the plugin, and whether its moments take 8 bits.
+const OPTIMIZERS: [(&str, &str, bool); 5] = [
+    ("adamw_torch", "adamw", false),
+    ("adamw_torch_fused", "adamw", false),
+    ("adamw_hf", "adamw", false),
+    ("adamw_bnb_8bit", "adamw", true),
+    ("adamw_8bit", "adamw", true),
+];
+
+/// An optimizer that was asked for.
+struct Optimizer {
+    asked: String,
+    plugin: String,
+    eight_bit: bool,
+}
+
+impl Optimizer {
+    fn of(args: &TrainArgs, environment: &Environment) -> Result<Optimizer> {
+        let asked = match (&args.optim, &args.optimizer) {
+            (Some(optim), Some(optimizer)) => {
+                bail!("`--optim {optim}` has no effect beside the optimizer plugin `{optimizer}`\nhint: leave one of the two out")
+            }
+            (Some(name), None) | (None, Some(name)) => name.as_str(),
+            (None, None) => OPTIMIZERS[0].0,
+        };
+        let known = OPTIMIZERS.iter().find(|(name, ..)| args.optimizer.is_none() && *name == asked);
+        if let Some((_, plugin, eight_bit)) = known {
+            return Ok(Optimizer { asked: asked.into(), plugin: (*plugin).into(), eight_bit: *eight_bit });
+        }
+        let is_optimizer = |plugin: &Plugin| plugin.kinds().contains(&swift_plugin::Kind::Optimizer);
+        let found = environment.plugin(asked);
+        if args.optim.is_some() && !found.as_ref().is_ok_and(is_optimizer) {
+            let bundled = environment.bundled().into_iter().map(|(name, _)| name);
+            let plugins = bundled.filter(|name| environment.plugin(name).is_ok_and(|p| is_optimizer(&p)));
+            let known: Vec<String> = OPTIMIZERS.iter().map(|(name, ..)| name.to_string()).chain(plugins).collect();
+            bail!("`--optim {asked}`: known are {}, and the path of an optimizer plugin", known.join(", "));
+        }
+        found?;
+        Ok(Optimizer { asked: asked.into(), plugin: asked.into(), eight_bit: false })
+    }
+}
+
+fn optimizer_config(args: &TrainArgs, optimizer: &Optimizer, environment: &Environment) -> Result<Value> {
+    let plugin = environment.plugin(&optimizer.plugin)?;
     let known = schema_fields(&plugin, swift_plugin::Kind::Optimizer);
     let fields =
         [("adam_beta1", args.adam_beta1, 0.9), ("adam_beta2", args.adam_beta2, 0.95), ("adam_epsilon", args.adam_epsilon, 1e-8)];
@@ -241,6 +285,9 @@ fn optimizer_config(args: &TrainArgs, environment: &Environment) -> Result<Value
         } else if typed.is_some() {
             bail!("`--{name}` has no effect on the optimizer `{}`", plugin.about().name);
         }
+    }
+    if optimizer.eight_bit {
+        config.insert("eight_bit".into(), json!(true));
     }
     merge(&mut config, json_flag("optimizer_config", args.optimizer_config.as_deref())?);
     Ok(Value::Object(config))

@@ -31,7 +31,7 @@ pub use error::FormatError;
 pub use generation::{GENERATION_CONFIG, Generation};
 pub use gguf::Gguf;
 pub use json::read_json;
-pub use safetensors::{SafetensorsFile, write_safetensors};
+pub use safetensors::{NamedBytes, SafetensorsFile, write_safetensors, write_safetensors_with};
 pub use tensor::{Format, NamedTensor, TensorView};
 
 /// Result of this crate.

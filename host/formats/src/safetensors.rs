@@ -113,6 +113,12 @@ impl SafetensorsFile {
         Ok(TensorView { format, shape: shape.to_vec(), data: Cow::Borrowed(data) })
     }
 
+    /// Shape and bytes of a tensor of type U8; `None` if it has another type.
+    pub fn bytes(&self, name: &str) -> Result<Option<(&[usize], &[u8])>> {
+        let found = self.stored(name)?;
+        Ok((self.dtype(name)? == Dtype::U8).then_some(found))
+    }
+
     fn dtype(&self, name: &str) -> Result<Dtype> {
         Ok(self.metadata.info(name).ok_or_else(|| FormatError::missing(&self.path, name))?.dtype)
     }
@@ -134,24 +140,39 @@ impl SafetensorsFile {
     }
 }
 
+/// A tensor of bytes that mean something to their reader alone, such as codes of an optimizer's state: type U8.
+#[derive(Clone, Copy, Debug)]
+pub struct NamedBytes<'a> {
+    /// Name.
+    pub name: &'a str,
+    /// Sizes.
+    pub shape: &'a [usize],
+    /// As many bytes.
+    pub data: &'a [u8],
+}
+
 /// Hands one of our tensors to the reference implementation.
-struct Stored<'a>(&'a TensorView<'a>, Dtype);
+struct Stored<'a> {
+    dtype: Dtype,
+    shape: &'a [usize],
+    data: &'a [u8],
+}
 
 impl View for Stored<'_> {
     fn dtype(&self) -> Dtype {
-        self.1
+        self.dtype
     }
 
     fn shape(&self) -> &[usize] {
-        &self.0.shape
+        self.shape
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(&self.0.data)
+        Cow::Borrowed(self.data)
     }
 
     fn data_len(&self) -> usize {
-        self.0.data.len()
+        self.data.len()
     }
 }
 
@@ -160,8 +181,22 @@ impl View for Stored<'_> {
 /// The order within the file is the reference implementation's (by alignment, then name), so equal content gives
 /// equal bytes as long as `metadata` has at most one entry.
 pub fn write_safetensors(path: &Path, tensors: &[NamedTensor<'_>], metadata: &BTreeMap<String, String>) -> Result<()> {
+    write_safetensors_with(path, tensors, &[], metadata)
+}
+
+/// As [`write_safetensors`], with tensors of bytes beside the others.
+pub fn write_safetensors_with(
+    path: &Path,
+    tensors: &[NamedTensor<'_>],
+    bytes: &[NamedBytes<'_>],
+    metadata: &BTreeMap<String, String>,
+) -> Result<()> {
     let mut seen = HashSet::new();
-    let mut stored = Vec::with_capacity(tensors.len());
+    let mut fresh = |name| match name != "__metadata__" && seen.insert(name) {
+        true => Ok(()),
+        false => Err(FormatError::refused(path, format!("tensor name `{name}` is reserved or appears twice"))),
+    };
+    let mut stored = Vec::with_capacity(tensors.len() + bytes.len());
     for tensor in tensors {
         let (name, view) = (&tensor.name, &tensor.view);
         let dtype = match view.format {
@@ -173,14 +208,20 @@ pub fn write_safetensors(path: &Path, tensors: &[NamedTensor<'_>], metadata: &BT
                 return Err(FormatError::refused(path, reason));
             }
         };
-        if name == "__metadata__" || !seen.insert(name.as_str()) {
-            return Err(FormatError::refused(path, format!("tensor name `{name}` is reserved or appears twice")));
-        }
+        fresh(name.as_str())?;
         if view.format.bytes(&view.shape) != Some(view.data.len()) {
             let reason = format!("tensor `{name}` of shape {:?} in {} has {} bytes", view.shape, view.format, view.data.len());
             return Err(FormatError::refused(path, reason));
         }
-        stored.push((name.as_str(), Stored(view, dtype)));
+        stored.push((name.as_str(), Stored { dtype, shape: &view.shape, data: &view.data }));
+    }
+    for &NamedBytes { name, shape, data } in bytes {
+        fresh(name)?;
+        if shape.iter().product::<usize>() != data.len() {
+            let reason = format!("tensor `{name}` of shape {shape:?} in U8 has {} bytes", data.len());
+            return Err(FormatError::refused(path, reason));
+        }
+        stored.push((name, Stored { dtype: Dtype::U8, shape, data }));
     }
     let metadata = (!metadata.is_empty())
         .then(|| metadata.iter().map(|(key, value)| (key.clone(), value.clone())).collect::<HashMap<_, _>>());
@@ -218,6 +259,21 @@ mod tests {
         assert_eq!(read.tensor("b").unwrap().data, tensors[0].view.data);
         assert_eq!(read.tensor("a").unwrap().shape, [0, 3]);
         assert!(matches!(read.tensor("c"), Err(FormatError::MissingTensor { .. })));
+    }
+
+    #[test]
+    fn bytes_go_beside_floats() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("optimizer.safetensors");
+        let floats = [NamedTensor::from_f32("m.absmax", vec![1], &[0.5])];
+        let codes = NamedBytes { name: "m", shape: &[2, 2], data: &[1, 2, 3, 255] };
+        write_safetensors_with(&path, &floats, &[codes], &BTreeMap::new()).unwrap();
+        let read = SafetensorsFile::open(&path).unwrap();
+        assert_eq!(read.bytes("m").unwrap(), Some((&[2, 2][..], &[1, 2, 3, 255][..])));
+        assert!(read.bytes("m.absmax").unwrap().is_none() && read.tensor("m").is_err());
+        for wrong in [NamedBytes { shape: &[3], ..codes }, NamedBytes { name: "m.absmax", ..codes }] {
+            assert!(write_safetensors_with(&path, &floats, &[wrong], &BTreeMap::new()).is_err());
+        }
     }
 
     #[test]

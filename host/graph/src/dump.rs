@@ -193,6 +193,11 @@ fn attributes(op: &Op, names: &mut dyn Names) -> Vec<String> {
         }
         Op::Glu(op) => vec![format!("{:?}", op.0)],
         Op::GluBackward(op) => vec![format!("{:?}", op.0)],
+        Op::Adam(op) => vec![
+            format!("one-minus-beta1={} beta2={}", number(op.one_minus_beta1), number(op.beta2)),
+            format!("one-minus-beta2={} epsilon={}", number(op.one_minus_beta2), number(op.epsilon)),
+            flag(op.packed, "packed"),
+        ],
         Op::Dropout(op) => vec![format!("rate={} stream={}", number(op.rate), op.stream)],
         Op::Read(_)
         | Op::StopGrad(_)

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use crate::dynamic8::Map;
 use crate::op::{self, Op, OpRule};
 use crate::{DType, Dim, Error, Result, SymbolTable, Type};
 
@@ -86,6 +87,8 @@ pub struct StateInfo {
     pub name: String,
     /// Type; KV caches have symbolic sizes.
     pub ty: Type,
+    /// What elements are rounded to when they are written, so that devices keep them in 8 bits; `None` keeps them whole.
+    pub map: Option<Map>,
 }
 
 /// What an effect writes.
@@ -168,6 +171,10 @@ struct Scope {
     parent: ScopeId,
     name: String,
     depth: u64,
+    /// What was wished for the nodes in it.
+    recompute: Option<bool>,
+    /// Made for a wish, not by [`Graph::push_scope`]: the rest of the scope around it.
+    rest: bool,
 }
 
 /// The graph under construction or finished.
@@ -205,7 +212,7 @@ impl Default for Graph {
 impl Graph {
     /// An empty graph.
     pub fn new(limits: Limits) -> Graph {
-        let root = Scope { parent: ScopeId(0), name: String::new(), depth: 0 };
+        let root = Scope { parent: ScopeId(0), name: String::new(), depth: 0, recompute: None, rest: false };
         Graph {
             nodes: Vec::new(),
             symbols: SymbolTable::default(),
@@ -425,14 +432,31 @@ impl Graph {
     /// # Errors
     /// When it exists with another type, or a limit is reached.
     pub fn declare_state(&mut self, name: &str, ty: Type) -> Result<StateId> {
-        if let Some(at) = self.states.iter().position(|s| s.name == name) {
-            if self.states[at].ty != ty {
-                return Err(Error::Bind(format!("state `{name}` is {}, asked for as {ty}", self.states[at].ty)));
+        self.declare(StateInfo { name: name.to_string(), ty, map: None })
+    }
+
+    /// As [`Graph::declare_state`], for a state of floats that is kept in 8 bits.
+    ///
+    /// # Errors
+    /// When it exists with another type or map, it has no float type of fixed size, or a limit is reached.
+    pub fn declare_packed_state(&mut self, name: &str, ty: Type, map: Map) -> Result<StateId> {
+        if !ty.dtype.is_float() || ty.shape.iter().any(|d| d.as_fixed().is_none()) {
+            return Err(Error::Bind(format!("state `{name}` is {ty}; only floats of fixed size are kept in 8 bits")));
+        }
+        self.declare(StateInfo { name: name.to_string(), ty, map: Some(map) })
+    }
+
+    fn declare(&mut self, info: StateInfo) -> Result<StateId> {
+        if let Some(at) = self.states.iter().position(|s| s.name == info.name) {
+            let known = &self.states[at];
+            if *known != info {
+                let text = |s: &StateInfo| format!("{}{}", s.ty, s.map.map(|m| format!(" {}", m.name())).unwrap_or_default());
+                return Err(Error::Bind(format!("state `{}` is {}, asked for as {}", info.name, text(known), text(&info))));
             }
             return Ok(StateId(at as u32));
         }
-        self.limit("params", self.limits.params, self.states.len() as u64 + 1, || name.to_string())?;
-        self.states.push(StateInfo { name: name.to_string(), ty });
+        self.limit("params", self.limits.params, self.states.len() as u64 + 1, || info.name.clone())?;
+        self.states.push(info);
         Ok(StateId(self.states.len() as u32 - 1))
     }
 
@@ -447,12 +471,18 @@ impl Graph {
     /// Records a write.
     ///
     /// # Errors
-    /// When shapes differ.
+    /// When shapes differ, or something would be added to a state in 8 bits.
     pub fn write(&mut self, target: Target, value: NodeId, accumulate: bool) -> Result<()> {
         let want = match target {
             Target::State(s) => self.states[s.index()].ty.shape.clone(),
             Target::Param(p) => crate::Shape::fixed(&self.params[p.index()].shape),
         };
+        if let (Target::State(s), true) = (target, accumulate)
+            && let StateInfo { name, map: Some(_), .. } = &self.states[s.index()]
+        {
+            let message = format!("`{name}` is kept in 8 bits: read it, add, and write the sum");
+            return Err(self.at_scope(Error::attr("write", message)));
+        }
         let got = self.ty(value);
         if got.shape != want {
             return Err(self.at_scope(Error::shape("write", format!("the target's shape is {want}"), std::slice::from_ref(got))));
@@ -526,14 +556,44 @@ impl Graph {
         self.limit("nodes", self.limits.nodes, self.scopes.len() as u64 + 1, || format!("scope `{name}`"))?;
         // Names go into messages; control characters must not reach a terminal.
         let name = name.chars().filter(|c| !c.is_control()).take(80).collect();
-        self.scopes.push(Scope { parent: self.scope, name, depth });
-        self.scope = ScopeId(self.scopes.len() as u32 - 1);
+        let recompute = self.scopes[self.scope.index()].recompute;
+        self.enter(Scope { parent: self.scope, name, depth, recompute, rest: false });
         Ok(())
+    }
+
+    fn enter(&mut self, scope: Scope) {
+        self.scopes.push(scope);
+        self.scope = ScopeId(self.scopes.len() as u32 - 1);
     }
 
     /// Closes the current scope; closing the root does nothing.
     pub fn pop_scope(&mut self) {
+        while self.scopes[self.scope.index()].rest {
+            self.scope = self.scopes[self.scope.index()].parent;
+        }
         self.scope = self.scopes[self.scope.index()].parent;
+    }
+
+    /// Wishes that what follows in the current scope is computed again by the backward pass (`Some(true)`), kept for it
+    /// (`Some(false)`), or left to [`crate::passes::recompute`] as before. The wish ends with the scope.
+    ///
+    /// # Errors
+    /// When a limit is reached.
+    pub fn wish_recompute(&mut self, recompute: Option<bool>) -> Result<()> {
+        let current = &self.scopes[self.scope.index()];
+        if current.recompute == recompute {
+            return Ok(());
+        }
+        // Nodes know their scope alone, so a wish is a scope, too.
+        let (parent, depth) = (if current.rest { current.parent } else { self.scope }, current.depth);
+        self.limit("nodes", self.limits.nodes, self.scopes.len() as u64 + 1, || "remat".into())?;
+        self.enter(Scope { parent, name: String::new(), depth, recompute, rest: true });
+        Ok(())
+    }
+
+    /// What was wished for nodes of a scope.
+    pub fn recompute_wish(&self, scope: ScopeId) -> Option<bool> {
+        self.scopes[scope.index()].recompute
     }
 
     /// The current scope.
@@ -551,7 +611,9 @@ impl Graph {
         let mut names = Vec::new();
         while scope.index() != 0 {
             let s = &self.scopes[scope.index()];
-            names.push(s.name.as_str());
+            if !s.rest {
+                names.push(s.name.as_str());
+            }
             scope = s.parent;
         }
         names.reverse();
@@ -589,8 +651,7 @@ impl Graph {
                             self.param(id)?
                         }
                         Op::State(s) => {
-                            let info = other.states[s.id.index()].clone();
-                            let id = self.declare_state(&info.name, info.ty)?;
+                            let id = self.declare(other.states[s.id.index()].clone())?;
                             self.read_state(id)?
                         }
                         Op::CachedAttention(c) => {
@@ -624,7 +685,10 @@ impl Graph {
         let s = &other.scopes[scope.index()];
         let parent = self.import_scope(other, s.parent, seen)?;
         self.scope = parent;
-        self.push_scope(&s.name)?;
+        match s.rest {
+            true => self.wish_recompute(s.recompute)?,
+            false => self.push_scope(&s.name)?,
+        }
         seen.insert(scope, self.scope);
         Ok(self.scope)
     }

@@ -41,8 +41,10 @@ impl Names for Neutral<'_> {
     }
     fn state(&mut self, id: StateId) -> String {
         // An effect's target may have no node that would show its type.
-        let ty = self.g.states()[id.index()].ty.clone();
-        format!("{} {}", self.states.of(id.0), self.ty(&ty))
+        let info = &self.g.states()[id.index()];
+        let map = info.map.map(|map| format!(" {}", map.name())).unwrap_or_default();
+        let ty = info.ty.clone();
+        format!("{} {}{map}", self.states.of(id.0), self.ty(&ty))
     }
     fn dim(&mut self, dim: &Dim) -> String {
         let known = SymbolTable::default().len() as u32;

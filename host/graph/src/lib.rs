@@ -12,6 +12,7 @@ pub mod autodiff;
 mod build;
 pub mod dim;
 pub mod dump;
+pub mod dynamic8;
 mod error;
 mod graph;
 pub mod hash;

@@ -8,6 +8,9 @@
 //! storage ([`Launch::outputs`] is `None` there). Effects of a launch run after it, in the given order. A value placed in
 //! [`Place::State`] or [`Place::Param`] by a launch is written there directly.
 //!
+//! A state in 8 bits is read by a launch of its own, which makes floats of it, and written by an effect, which rounds; only an
+//! [`crate::op::Adam`] whose moments are packed is given the stored form itself.
+//!
 //! Casts to a float type from a float or boolean are aliases, since storage is the same.
 //!
 //! Sizes are symbolic; `Plan::layout` evaluates them for one binding and packs buffers into one arena by liveness, so a new

@@ -18,7 +18,7 @@ pub struct SlotDecl {
     pub name: String,
     /// Sizes.
     pub shape: Vec<u64>,
-    /// Element type.
+    /// Element type. Values are f32 whatever it says; with `quantised`, u8 says that none is negative.
     pub dtype: DType,
     /// Whether 8 bits are enough.
     pub quantised: bool,

@@ -119,7 +119,11 @@ fn bundled_plugins_trace_under_default_limits() {
 
     let mut adamw = load("adamw").optimizer().unwrap();
     let info = ParamInfo { name: "w".into(), shape: vec![4, 4], tags: vec![] };
+    let small = adamw.plan("{\"eight_bit\": true}", &info).unwrap();
+    let kept = small.slots.iter().map(|s| (s.name.as_str(), s.dtype, s.quantised)).collect::<Vec<_>>();
+    assert_eq!(kept, [("exp_avg", DType::S8, true), ("exp_avg_sq", DType::U8, true)]);
     let plan = adamw.plan("{}", &info).unwrap();
+    assert!(plan.slots.iter().all(|s| !s.quantised && s.dtype == DType::F32));
     let mut g = Graph::default();
     let ty = Type::f32(Shape::fixed(&info.shape));
     let weight = g.input("weight", ty.clone()).unwrap();

@@ -25,7 +25,7 @@ pub use device::{Device, DeviceInfo, Elements, Executable, Inputs, OutputView, O
 pub use error::{Error, Result};
 pub use profile::{Profile, ProfileRow};
 pub use random::Distribution;
-pub use store::{Bytes, DenseTensor, Kind, Owner, Store, StoreBytes, Tenant, decode, encode};
+pub use store::{Bytes, DenseTensor, Kind, Owner, PackedState, Store, StoreBytes, Tenant, decode, encode};
 pub use swift_kernels::ceiling::Ceilings;
 pub use swift_kernels::format::Format;
 pub use swift_kernels::isa::Isa;

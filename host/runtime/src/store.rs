@@ -4,6 +4,8 @@
 //! weights and all states are owned f32. Tensors of at most one axis (norm weights, biases) are always stored as f32, because the
 //! kernels that take them read floats. Two names may mean one tensor (tied weights).
 
+mod packed;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,6 +20,10 @@ use swift_kernels::quant;
 use crate::buffer::Buffer;
 use crate::cpu::cache_words;
 use crate::{Error, Format, HostTensor, Result};
+
+use packed::Packed;
+pub use packed::PackedState;
+pub(crate) use packed::{packed_words, parts};
 
 /// Who holds the bytes of weights.
 pub trait Owner: Send + Sync {
@@ -242,6 +248,8 @@ enum Entry {
 pub struct Store {
     weights: BTreeMap<String, Entry>,
     states: BTreeMap<String, Tensor>,
+    /// States in 8 bits.
+    packed: BTreeMap<String, Packed>,
     caches: BTreeMap<String, Cache>,
     /// Whoever wrote to the caches last.
     tenant: Option<Tenant>,
@@ -499,6 +507,9 @@ impl Store {
     /// # Errors
     /// When it does not exist.
     pub fn read_state(&self, name: &str) -> Result<HostTensor> {
+        if let Some(state) = self.read_packed(name) {
+            return Ok(state);
+        }
         let state = self.states.get(name).ok_or_else(|| Error::missing("state", name))?;
         Ok(HostTensor::F32 { shape: state.shape.clone(), data: state.to_floats() })
     }
@@ -517,6 +528,9 @@ impl Store {
 
     /// Sets every element of a state to zero; without the state, nothing.
     pub fn zero_state(&mut self, name: &str) {
+        if let Some(state) = self.packed.get_mut(name) {
+            state.buffer.bytes_mut().fill(0);
+        }
         if let Some(Tensor { storage: Storage::Owned(buffer), .. }) = self.states.get_mut(name) {
             buffer.floats_mut().fill(0.0);
         }
@@ -525,20 +539,21 @@ impl Store {
     /// Forgets a state.
     pub fn remove_state(&mut self, name: &str) -> bool {
         self.revision = Revision::default();
-        self.states.remove(name).is_some()
+        self.packed.remove(name).is_some() | self.states.remove(name).is_some()
     }
 
     /// Whether there is a state of this name.
     pub fn has_state(&self, name: &str) -> bool {
-        self.states.contains_key(name)
+        self.states.contains_key(name) || self.packed.contains_key(name)
     }
 
-    /// All state names, in order.
+    /// All state names, in order, those in 8 bits last.
     pub fn state_names(&self) -> impl Iterator<Item = &str> {
-        self.states.keys().map(String::as_str)
+        self.states.keys().chain(self.packed.keys()).map(String::as_str)
     }
 
-    /// Everything that is owned floats: what a checkpoint may have to keep. Frozen weights in their files' formats are not listed.
+    /// Everything that is owned floats: what a checkpoint may have to keep. Frozen weights in their files' formats are not listed, nor
+    /// states in 8 bits ([`Store::packed_state`]).
     pub fn dense(&self) -> impl Iterator<Item = DenseTensor<'_>> {
         let weights = self.weights.iter().filter_map(|(name, entry)| match entry {
             Entry::Tensor(tensor) => Some((Kind::Weight, name, tensor)),
@@ -593,6 +608,7 @@ impl Store {
                 bytes.states += b.bytes();
             }
         }
+        bytes.states += self.packed.values().map(|state| state.buffer.bytes()).sum::<usize>();
         bytes.states += self.caches.values().map(|cache| cache.buffer.bytes()).sum::<usize>();
         bytes
     }

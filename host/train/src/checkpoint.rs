@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use swift_data::SamplerState;
-use swift_formats::{NamedTensor, SafetensorsFile, read_json, write_safetensors};
+use swift_formats::{NamedBytes, NamedTensor, SafetensorsFile, read_json, write_safetensors_with};
 use swift_runtime::{HostTensor, Store};
 use swift_serve::AdaptedModel;
 
@@ -75,19 +75,27 @@ pub(crate) fn save(
     }
     write_json(&part.join("args.json"), &serde_json::to_value(config).unwrap_or_default())?;
     if !config.save_only_model {
-        let mut tensors = Vec::with_capacity(slots.len());
+        let (mut tensors, mut codes) = (Vec::with_capacity(slots.len()), Vec::new());
         for name in slots {
-            if let HostTensor::F32 { shape, data } = store.read_state(name)? {
+            if let Some(state) = store.packed_state(name) {
+                codes.push(NamedBytes { name, shape: state.shape, data: state.codes });
+                tensors.push(NamedTensor::from_f32(scales(name), vec![state.absmax.len()], state.absmax));
+            } else if let HostTensor::F32 { shape, data } = store.read_state(name)? {
                 tensors.push(NamedTensor::from_f32(name.clone(), shape, &data));
             }
         }
-        write_safetensors(&part.join(OPTIMIZER_FILE), &tensors, &BTreeMap::new())?;
+        write_safetensors_with(&part.join(OPTIMIZER_FILE), &tensors, &codes, &BTreeMap::new())?;
         write_json(&part.join(STATE_FILE), &serde_json::to_value(state).unwrap_or_default())?;
     }
     if folder.exists() {
         std::fs::remove_dir_all(folder).map_err(|e| TrainError::io(folder, e))?;
     }
     std::fs::rename(&part, folder).map_err(|e| TrainError::io(folder, e))
+}
+
+/// Name of the tensor that holds the scales of a slot in 8 bits.
+fn scales(slot: &str) -> String {
+    format!("{slot}.absmax")
 }
 
 fn write_text(path: &Path, text: &str) -> Result<()> {
@@ -125,10 +133,20 @@ pub(crate) fn resume(
         }
     }
     let file = SafetensorsFile::open(&folder.join(OPTIMIZER_FILE))?;
+    let other = |name: &str| refuse(format!("`{OPTIMIZER_FILE}` does not hold `{name}` as this run's optimizer keeps it"));
     for name in slots {
-        let view = file.tensor(name)?;
-        let values = view.to_f32().ok_or_else(|| refuse(format!("`{name}` of `{OPTIMIZER_FILE}` holds no floats")))?;
-        store.write_state(name, view.shape.clone(), &values)?;
+        if store.packed_state(name).is_some() {
+            let (shape, codes) = file.bytes(name)?.ok_or_else(|| other(name))?;
+            let absmax = file.tensor(&scales(name))?.to_f32().ok_or_else(|| other(name))?;
+            store.write_packed_state(name, shape, codes, &absmax)?;
+        } else {
+            if file.bytes(name)?.is_some() {
+                return Err(other(name));
+            }
+            let view = file.tensor(name)?;
+            let values = view.to_f32().ok_or_else(|| other(name))?;
+            store.write_state(name, view.shape.clone(), &values)?;
+        }
     }
     Ok(state)
 }

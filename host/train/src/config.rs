@@ -52,6 +52,9 @@ pub struct TrainConfig {
     pub loss_type: String,
     /// Its configuration.
     pub loss_config: Value,
+    /// Optimizer as it was asked for: a name of transformers', or a plugin's.
+    #[serde(default)]
+    pub optim: String,
     /// Optimizer plugin.
     pub optimizer: String,
     /// Its configuration.

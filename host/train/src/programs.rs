@@ -3,10 +3,13 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use swift_graph::dynamic8::Map;
 use swift_graph::op::ReduceOp;
 use swift_graph::passes::{self, Options};
 use swift_graph::{DType, Dim, Graph, NodeId, ParamId, Shape, StateId, SymbolId, Target, Type, autodiff, hash, plan};
-use swift_plugin::{BatchBinding, Head, LossGuest, Mode, OptimizerGuest, ParamDecl, ParamInfo, StepBinding, TracedModel};
+use swift_plugin::{
+    BatchBinding, Head, LossGuest, Mode, OptimizerGuest, ParamDecl, ParamInfo, SlotDecl, StepBinding, TracedModel,
+};
 use swift_runtime::{Device, Executable, Store};
 use swift_serve::{AdaptedModel, Program};
 
@@ -76,7 +79,7 @@ pub fn assemble(
     let traced = model.trace(Mode::Train)?;
     let forward = forward_graph(model, &traced, loss, loss_config, &needs.fields, needs.reference, true)?;
     let eval = forward_graph(model, &traced, loss, loss_config, &needs.fields, needs.reference, false)?;
-    let (update_graphs, slots) = update_graphs(optimizer, update, &trainable, store)?;
+    let (update_graphs, slots) = update_graphs(optimizer, update, &trainable)?;
     let trace_ms = started.elapsed().as_secs_f64() * 1e3;
 
     let started = Instant::now();
@@ -138,7 +141,7 @@ fn compile(g: Graph, device: &dyn Device, store: &mut Store, options: &Options) 
     for state in plan.graph.states() {
         let sizes = state.ty.shape.iter().map(|d| d.as_fixed().map(|v| v as usize)).collect::<Option<Vec<_>>>();
         if let Some(sizes) = sizes {
-            store.ensure_state(&state.name, &sizes)?;
+            store.ensure(state, &sizes)?;
         }
     }
     Ok(device.compile(plan)?)
@@ -208,7 +211,6 @@ fn update_graphs(
     optimizer: &mut OptimizerGuest,
     spec: &UpdateSpec<'_>,
     trainable: &[ParamDecl],
-    store: &mut Store,
 ) -> Result<(Calendar, Vec<String>)> {
     let mut plans = Vec::with_capacity(trainable.len());
     for p in trainable {
@@ -239,9 +241,12 @@ fn update_graphs(
             let mut states: Vec<(String, StateId)> = Vec::new();
             for slot in &plan.slots {
                 let name = format!("opt.{}.{}", p.name, slot.name);
-                let sizes: Vec<usize> = slot.shape.iter().map(|&d| d as usize).collect();
-                store.ensure_state(&name, &sizes)?;
-                states.push((slot.name.clone(), g.declare_state(&name, Type::f32(Shape::fixed(&slot.shape)))?));
+                let ty = Type::f32(Shape::fixed(&slot.shape));
+                let id = match map_of(slot) {
+                    Some(map) => g.declare_packed_state(&name, ty, map)?,
+                    None => g.declare_state(&name, ty)?,
+                };
+                states.push((slot.name.clone(), id));
                 if !slots.contains(&name) {
                     slots.push(name);
                 }
@@ -265,6 +270,16 @@ fn update_graphs(
         graphs.push((every, g));
     }
     Ok((graphs, slots))
+}
+
+/// Smallest slot that is kept in 8 bits, as in bitsandbytes: below, rounding would cost more than it saves.
+const LEAST_PACKED: u64 = 4096;
+
+/// What a slot is rounded to, if its plugin allows that and it is large enough.
+fn map_of(slot: &SlotDecl) -> Option<Map> {
+    let elements = slot.shape.iter().fold(1u64, |p, &d| p.saturating_mul(d));
+    let map = if slot.dtype == DType::U8 { Map::Unsigned } else { Map::Signed };
+    (slot.quantised && elements >= LEAST_PACKED).then_some(map)
 }
 
 /// Gradient sums scaled so that their global norm does not exceed `max_norm` (Pascanu et al. 2013; the 1e-6 is torch's).

@@ -5,7 +5,7 @@
     reason = "each block is a few intrinsics, allowed by the token; memory is the caller's promise"
 )]
 
-use super::Simd;
+use super::{Buckets, Simd};
 use std::arch::x86_64::*;
 
 /// Proof that AVX2 and FMA may be executed.
@@ -60,6 +60,32 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn load_i8(self, p: *const i8) -> __m256 {
         unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn look_up(self, table: *const f32, codes: *const u8) -> __m256 {
+        unsafe { _mm256_i32gather_ps::<4>(table, _mm256_cvtepu8_epi32(_mm_loadl_epi64(codes.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn put_codes(self, x: __m256, buckets: &Buckets, out: *mut u8) {
+        unsafe {
+            let bits = _mm256_castps_si256(x);
+            let magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fff_ffff));
+            let below = _mm256_srai_epi32::<31>(bits);
+            let [first, last] = buckets.ends.map(|end| _mm256_set1_epi32(end.cast_signed()));
+            let bucket = _mm256_srl_epi32(magnitude, _mm_cvtsi32_si128(buckets.shift.cast_signed()));
+            let bucket = _mm256_sub_epi32(_mm256_min_epi32(_mm256_max_epi32(bucket, first), last), first);
+            let half = _mm256_set1_epi32((buckets.steps.len() / 2) as i32);
+            let bucket = _mm256_add_epi32(bucket, _mm256_and_si256(below, half));
+            let step = _mm256_i32gather_epi32::<4>(buckets.steps.as_ptr().cast(), bucket);
+            let trailing = _mm256_and_si256(magnitude, _mm256_set1_epi32((1 << buckets.shift) - 1));
+            // All ones where the next entry is nearer.
+            let before = _mm256_cmpgt_epi32(_mm256_and_si256(step, _mm256_set1_epi32(0xff_ffff)), trailing);
+            let code = _mm256_add_epi32(_mm256_srli_epi32::<24>(step), _mm256_add_epi32(_mm256_set1_epi32(1), before));
+            let code = _mm256_xor_si256(code, _mm256_and_si256(below, _mm256_set1_epi32(0xff)));
+            let code = _mm256_and_si256(code, _mm256_castps_si256(_mm256_cmp_ps::<_CMP_ORD_Q>(x, x)));
+            let words = _mm_packus_epi32(_mm256_castsi256_si128(code), _mm256_extracti128_si256::<1>(code));
+            _mm_storel_epi64(out.cast(), _mm_packus_epi16(words, words));
+        }
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: __m256) {

@@ -5,7 +5,7 @@
     reason = "each block is one intrinsic, allowed by the token; memory is the caller's promise"
 )]
 
-use super::Simd;
+use super::{Buckets, Simd};
 use std::arch::x86_64::*;
 
 /// Proof that AVX-512 F, BW, DQ and VL may be executed.
@@ -50,6 +50,31 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn load_i8(self, p: *const i8) -> __m512 {
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn look_up(self, table: *const f32, codes: *const u8) -> __m512 {
+        unsafe { _mm512_i32gather_ps::<4>(_mm512_cvtepu8_epi32(_mm_loadu_si128(codes.cast())), table) }
+    }
+    #[inline(always)]
+    unsafe fn put_codes(self, x: __m512, buckets: &Buckets, out: *mut u8) {
+        unsafe {
+            let bits = _mm512_castps_si512(x);
+            let magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fff_ffff));
+            let below = _mm512_movepi32_mask(bits);
+            let [first, last] = buckets.ends.map(|end| _mm512_set1_epi32(end.cast_signed()));
+            let bucket = _mm512_srl_epi32(magnitude, _mm_cvtsi32_si128(buckets.shift.cast_signed()));
+            let bucket = _mm512_sub_epi32(_mm512_min_epi32(_mm512_max_epi32(bucket, first), last), first);
+            let half = _mm512_set1_epi32((buckets.steps.len() / 2) as i32);
+            let bucket = _mm512_mask_add_epi32(bucket, below, bucket, half);
+            let step = _mm512_i32gather_epi32::<4>(bucket, buckets.steps.as_ptr().cast());
+            let trailing = _mm512_and_si512(magnitude, _mm512_set1_epi32((1 << buckets.shift) - 1));
+            let beyond = _mm512_cmpge_epi32_mask(trailing, _mm512_and_si512(step, _mm512_set1_epi32(0xff_ffff)));
+            let code = _mm512_srli_epi32::<24>(step);
+            let code = _mm512_mask_add_epi32(code, beyond, code, _mm512_set1_epi32(1));
+            let code = _mm512_mask_xor_epi32(code, below, code, _mm512_set1_epi32(0xff));
+            let code = _mm512_maskz_mov_epi32(_mm512_cmp_ps_mask::<_CMP_ORD_Q>(x, x), code);
+            _mm_storeu_si128(out.cast(), _mm512_cvtepi32_epi8(code));
+        }
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: __m512) {

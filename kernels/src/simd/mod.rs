@@ -22,6 +22,8 @@ pub(crate) use avx512::Avx512;
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::Neon;
 
+use crate::dynamic8::Buckets;
+
 /// Vectors of `LANES` floats and masks over them.
 ///
 /// Lanes are independent and follow IEEE 754; `min` and `max` return the second operand if either
@@ -53,6 +55,16 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// `p` is readable for `LANES` bytes.
     unsafe fn load_i8(self, p: *const i8) -> Self::F;
+    /// `table[codes[i]]`.
+    ///
+    /// # Safety
+    /// `codes` is readable for `LANES` bytes and `table` for as many floats as the largest of them asks for.
+    unsafe fn look_up(self, table: *const f32, codes: *const u8) -> Self::F;
+    /// Stores the code of each lane: [`crate::dynamic8::Map::nearest`] as `buckets` have it.
+    ///
+    /// # Safety
+    /// `out` is writable for `LANES` bytes.
+    unsafe fn put_codes(self, x: Self::F, buckets: &Buckets, out: *mut u8);
     /// # Safety
     /// `p` is writable for `LANES` floats.
     unsafe fn store(self, p: *mut f32, v: Self::F);

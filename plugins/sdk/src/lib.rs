@@ -80,7 +80,7 @@ pub use model::Model;
 pub use optimizer::Optimizer;
 pub use param::Param;
 pub use sampler::Sampler;
-pub use trace::{debug, dry_run, fail, info, scope, warn};
+pub use trace::{debug, dry_run, fail, info, remat, scope, warn};
 pub use tuner::Tuner;
 pub use value::{Value, concat};
 

@@ -61,6 +61,15 @@ impl OptimizerPlan {
         self
     }
 
+    /// As [`OptimizerPlan::slot`], kept in 8 bits where it is large: what is kept is rounded. `positive` slots never hold a number
+    /// below zero, which makes the rounding finer.
+    #[must_use]
+    pub fn rounded_slot(mut self, name: &str, shape: &[u64], positive: bool) -> OptimizerPlan {
+        let dtype = if positive { Dtype::U8 } else { Dtype::S8 };
+        self.slots.push(SlotDecl { name: name.into(), shape: shape.to_vec(), dtype, quantised: true });
+        self
+    }
+
     /// Adds a program that runs on steps divisible by `every`, after those added before.
     #[must_use]
     pub fn program(mut self, name: &str, every: u32) -> OptimizerPlan {

@@ -76,6 +76,15 @@ pub fn scope<T>(name: impl AsRef<str>, f: impl FnOnce() -> T) -> T {
     out
 }
 
+/// Wishes that what follows in this scope is computed again by the backward pass (`true`) or kept for it (`false`), instead of what
+/// the host would choose. It ends with the scope.
+pub fn remat(on: bool) {
+    record(|g| {
+        g.remat(on);
+        Ok(())
+    });
+}
+
 /// Logs a detail.
 pub fn debug(message: &str) {
     env::log(Level::Debug, message);

@@ -219,10 +219,15 @@ pub fn run(g: &Graph, env: &Env) -> Result<Values> {
                 (name, &mut result.states, Some(old))
             }
         };
-        let new = match old {
+        let mut new = match old {
             Some(old) if effect.accumulate => old.zip(&value, |a, b| a + b),
             _ => value,
         };
+        if let Target::State(s) = effect.target
+            && let Some(map) = g.states()[s.index()].map
+        {
+            map.round(&mut new.data);
+        }
         table.insert(name.clone(), new);
     }
     Ok(result)

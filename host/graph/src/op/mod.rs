@@ -3,8 +3,9 @@
 //! exhaustive, so a missing piece does not compile.
 //!
 //! Primitives: elementwise, layout, reduce, gather, top-k, matmul. Composites with kernels of their own: linear, low-rank-linear, grouped-linear,
-//! conv, embed, norm, rope, attention, glu, cross-entropy, the distribution of a head, dropout.
+//! conv, embed, norm, rope, attention, glu, cross-entropy, the distribution of a head, dropout, adam.
 
+mod adam;
 mod attention;
 mod conv;
 mod cross_entropy;
@@ -27,6 +28,7 @@ mod reduce;
 mod rope;
 mod top_k;
 
+pub use adam::Adam;
 pub use attention::{Attention, AttentionBackward, AttentionSpec, CachedAttention};
 pub use conv::{Conv, ConvDw, ConvDx, ConvSpec};
 pub use cross_entropy::{CrossEntropySpec, LinearCrossEntropy, LinearCrossEntropyBackward};
@@ -242,6 +244,8 @@ ops! {
     LinearDivergenceBackward,
     /// Inverted dropout with a counter-based mask.
     Dropout,
+    /// Step of an optimizer.
+    Adam,
 }
 
 /// Product of fixed and symbolic factors.

@@ -61,6 +61,7 @@ pub fn after_autodiff(g: &Graph, options: &Options) -> Result<Graph> {
     let g = algebra(&epilogues(&g)?, GradientsDone::Yes)?;
     let g = dead_code(&patterns::low_rank(&cse(&g)?)?)?;
     let g = dead_code(&patterns::activation(&g)?)?;
+    let g = patterns::adam(&g)?;
     let g = recompute(&schedule(&g)?, options.recompute)?;
     fuse(&g)
 }

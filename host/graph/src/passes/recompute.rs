@@ -2,6 +2,9 @@
 //!
 //! A forward value that a backward node reads must be kept, unless a copy of its node runs in the backward pass right before the
 //! first reader. That pays where the node is cheap and what it reads is there anyway.
+//!
+//! A scope may wish otherwise ([`Graph::wish_recompute`]): what it wants kept is never computed again, and what it wants computed again
+//! counts as cheap, whatever its op and size. Chains stay bounded.
 
 use std::collections::HashSet;
 
@@ -108,8 +111,19 @@ fn free(g: &Graph, id: NodeId) -> bool {
     }
 }
 
-/// One pass over memory, no product.
+/// One pass over memory, no product, unless its scope wishes otherwise.
 fn is_cheap(g: &Graph, id: NodeId) -> bool {
+    match wish(g, id) {
+        Some(again) => again && !matches!(g.node(id).op, Op::CachedAttention(_)),
+        None => is_cheap_op(g, id),
+    }
+}
+
+fn wish(g: &Graph, id: NodeId) -> Option<bool> {
+    g.recompute_wish(g.node(id).scope)
+}
+
+fn is_cheap_op(g: &Graph, id: NodeId) -> bool {
     match &g.node(id).op {
         Op::Unary(_) | Op::Binary(_) | Op::Select(_) | Op::Cast(_) | Op::Fused(_) | Op::Expand(_) => true,
         Op::RmsNorm(_) | Op::Glu(_) | Op::Rope(_) | Op::Dropout(_) => true,
@@ -138,7 +152,7 @@ fn cheap(g: &Graph, kept: HashSet<NodeId>) -> Vec<bool> {
     order.sort_unstable();
     let mut choice = Choice { g, kept, height: vec![0; g.len()] };
     for id in order {
-        if free(g, id) || !is_cheap(g, id) || nominal_bytes(g, id) < WORTHWHILE {
+        if free(g, id) || !is_cheap(g, id) || (wish(g, id).is_none() && nominal_bytes(g, id) < WORTHWHILE) {
             continue;
         }
         let mut found = Trace::default();
@@ -220,7 +234,10 @@ fn layers(g: &Graph, border: NodeId, live: &[bool]) -> Vec<bool> {
     let layer: Vec<Option<String>> = g.nodes().iter().map(|n| layer_of(&g.scope_path(n.scope))).collect();
     let mut again: Vec<bool> = g
         .ids()
-        .map(|id| id < border && layer[id.index()].is_some() && !free(g, id) && !matches!(g.node(id).op, Op::CachedAttention(_)))
+        .map(|id| {
+            let inside = id < border && wish(g, id).unwrap_or(layer[id.index()].is_some());
+            inside && !free(g, id) && !matches!(g.node(id).op, Op::CachedAttention(_))
+        })
         .collect();
     for id in g.ids().take(border.index()).filter(|id| live[id.index()]) {
         for &input in &g.node(id).inputs {

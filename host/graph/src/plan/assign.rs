@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use super::{Buffer, BufferId, Launch, Place, Plan, in_place_inputs};
 use crate::op::{self, Op};
 use crate::passes::live;
-use crate::{Graph, NodeId, ParamId, Result, Target};
+use crate::{Graph, NodeId, ParamId, Result, StateId, Target};
 
 /// Elements up to which a device keeps a number repeated. Larger ones, such as zeros that clear gradients, are computed where they
 /// are needed, most often straight into a state.
@@ -54,18 +54,30 @@ fn roots(g: &Graph, dense: &dyn Fn(ParamId) -> bool) -> Vec<NodeId> {
     roots
 }
 
+/// States in 8 bits that are read as they are stored; all others become floats by a launch of their own.
+fn read_packed(g: &Graph) -> HashSet<NodeId> {
+    let moments = |node: &crate::Node| matches!(&node.op, Op::Adam(op) if op.packed).then(|| [node.inputs[2], node.inputs[3]]);
+    g.nodes().iter().filter_map(moments).flatten().collect()
+}
+
+/// Whether a node is a state that a launch turns into floats.
+fn unpacks(g: &Graph, packed: &HashSet<NodeId>, id: NodeId) -> bool {
+    matches!(&g.node(id).op, Op::State(s) if g.states()[s.id.index()].map.is_some()) && !packed.contains(&id)
+}
+
 /// What a node's storage belongs to if it outlives the run.
-fn stored_in(g: &Graph, id: NodeId) -> Option<Target> {
+fn stored_in(g: &Graph, packed: &HashSet<NodeId>, id: NodeId) -> Option<Target> {
     match &g.node(id).op {
         Op::Param(p) => Some(Target::Param(p.id)),
-        Op::State(s) => Some(Target::State(s.id)),
+        Op::State(s) => (!unpacks(g, packed, id)).then_some(Target::State(s.id)),
         _ => None,
     }
 }
 
-fn launches_itself(g: &Graph, id: NodeId) -> bool {
+fn launches_itself(g: &Graph, packed: &HashSet<NodeId>, id: NodeId) -> bool {
     match &g.node(id).op {
-        Op::Input(_) | Op::Param(_) | Op::State(_) | Op::Constant(_) | Op::Part(_) => false,
+        Op::State(_) => unpacks(g, packed, id),
+        Op::Input(_) | Op::Param(_) | Op::Constant(_) | Op::Part(_) => false,
         Op::Full(op::Full { ty, .. }) | Op::Iota(op::Iota { ty, .. }) => {
             let elements = ty.shape.elements().ok().and_then(|e| e.as_fixed());
             elements.is_none_or(|e| e > MAX_CONSTANT)
@@ -77,11 +89,11 @@ fn launches_itself(g: &Graph, id: NodeId) -> bool {
 /// Appends copies where an output or an effect would show storage that the run itself overwrites, and where effects would
 /// have no launch to follow. Values are those from before the run's effects.
 fn copy_conflicts(mut g: Graph, dense: &dyn Fn(ParamId) -> bool) -> Result<Graph> {
-    let roots = roots(&g, dense);
+    let (roots, packed) = (roots(&g, dense), read_packed(&g));
     let written: HashSet<Target> = g.effects.iter().map(|e| e.target).collect();
-    let shows_written = |g: &Graph, id: NodeId| stored_in(g, roots[id.index()]).is_some_and(|t| written.contains(&t));
+    let shows_written = |g: &Graph, id: NodeId| stored_in(g, &packed, roots[id.index()]).is_some_and(|t| written.contains(&t));
     let live = live(&g);
-    let idle = !g.ids().any(|id| live[id.index()] && roots[id.index()] == id && launches_itself(&g, id));
+    let idle = !g.ids().any(|id| live[id.index()] && roots[id.index()] == id && launches_itself(&g, &packed, id));
     let copy = |g: &mut Graph, id: NodeId| {
         let to = g.ty(id).shape.clone();
         g.push(op::Expand { to }, &[id])
@@ -115,6 +127,8 @@ struct Assignment<'a> {
     touches: HashMap<Target, usize>,
     /// Caches that ops write themselves.
     caches: HashSet<Target>,
+    /// States in 8 bits that are read as they are stored.
+    packed: HashSet<NodeId>,
 }
 
 impl<'a> Assignment<'a> {
@@ -130,6 +144,7 @@ impl<'a> Assignment<'a> {
             buffers: Vec::new(),
             touches: HashMap::new(),
             caches: HashSet::new(),
+            packed: read_packed(g),
         };
         for id in g.ids().filter(|id| live[id.index()]) {
             let (node, root) = (g.node(id), a.roots[id.index()]);
@@ -142,13 +157,17 @@ impl<'a> Assignment<'a> {
             }
             if root != id {
                 a.places[id.index()] = Place::Alias(root);
-            } else if launches_itself(g, id) {
+            } else if launches_itself(g, &a.packed, id) {
                 let k = a.launches.len();
                 a.launch_of[id.index()] = Some(k);
                 let mut outputs = vec![None; node.outputs.len()];
                 outputs[0] = Some(id);
                 a.launches.push(Launch { node: id, outputs, effects: Vec::new() });
                 node.inputs.iter().for_each(|&i| a.read(i, 2 * k));
+                if let Op::State(s) = &node.op {
+                    let touch = a.touches.entry(Target::State(s.id)).or_insert(0);
+                    *touch = (*touch).max(k);
+                }
                 if let Op::CachedAttention(c) = &node.op {
                     for cache in [Target::State(c.k_cache), Target::State(c.v_cache)] {
                         a.caches.insert(cache);
@@ -173,7 +192,7 @@ impl<'a> Assignment<'a> {
         let root = self.roots[id.index()];
         let last = &mut self.last_read[root.index()];
         *last = Some(last.map_or(time, |t| t.max(time)));
-        if let (Some(target), true) = (stored_in(self.g, root), time != END) {
+        if let (Some(target), true) = (stored_in(self.g, &self.packed, root), time != END) {
             let touch = self.touches.entry(target).or_insert(0);
             *touch = (*touch).max(time / 2);
         }
@@ -192,6 +211,7 @@ impl<'a> Assignment<'a> {
             let old_read = self.touches.get(&effect.target).copied();
             let can_store = match effect.target {
                 Target::Param(p) => dense(p),
+                Target::State(s) if g.states()[s.index()].map.is_some() => self.writes_packed(root, s),
                 Target::State(s) => g.states()[s.index()].ty.dtype.is_int() == g.ty(effect.value).dtype.is_int(),
             };
             let direct = !effect.accumulate
@@ -217,13 +237,22 @@ impl<'a> Assignment<'a> {
         }
     }
 
+    /// Whether a value is made in the form that a state in 8 bits is stored in.
+    fn writes_packed(&self, root: NodeId, state: StateId) -> bool {
+        let Some(launch) = self.launch_of[root.index()].map(|k| &self.launches[k]) else { return false };
+        let node = self.g.node(launch.node);
+        let Some(index) = launch.outputs.iter().position(|o| *o == Some(root)) else { return false };
+        let from = node.inputs.get(op::Adam::replaces(index)).map(|i| &self.g.node(*i).op);
+        matches!(&node.op, Op::Adam(op) if op.packed) && matches!(from, Some(Op::State(s)) if s.id == state)
+    }
+
     /// Whether launch `k` reads the stored tensor only where it may write `output` over it.
     fn reads_elementwise(&self, k: usize, output: NodeId, target: Target) -> bool {
         let node = self.g.node(self.launches[k].node);
         let Some(index) = self.launches[k].outputs.iter().position(|o| *o == Some(output)) else { return false };
         let safe = in_place_inputs(self.g, node, index);
         let mut inputs = node.inputs.iter().enumerate();
-        inputs.all(|(i, id)| stored_in(self.g, self.roots[id.index()]) != Some(target) || safe.contains(&i))
+        inputs.all(|(i, id)| stored_in(self.g, &self.packed, self.roots[id.index()]) != Some(target) || safe.contains(&i))
     }
 
     /// Gives every output that is read its storage, over an input's where that dies here.

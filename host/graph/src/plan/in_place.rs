@@ -1,6 +1,6 @@
 //! Which ops may write over which of their inputs.
 
-use crate::op::{Op, Span};
+use crate::op::{Adam, Op, Span};
 use crate::{Graph, Node};
 
 /// Inputs whose bytes output `output` may take over: every element is read before it is written, by the same lane. Other inputs
@@ -12,6 +12,7 @@ pub fn in_place_inputs(g: &Graph, node: &Node, output: usize) -> Vec<usize> {
         Op::Unary(_) | Op::Cast(_) | Op::Dropout(_) | Op::Rope(_) | Op::ScatterRows(_) => vec![0],
         Op::Binary(_) | Op::Glu(_) => vec![0, 1],
         Op::Select(_) => vec![0, 1, 2],
+        Op::Adam(_) => vec![Adam::replaces(output)],
         Op::GluBackward(_) => vec![output, 1 - output, 2],
         // An activation would overwrite what is added after it.
         Op::Linear(l) if l.addend && l.activation.is_none() => vec![node.inputs.len() - 1],

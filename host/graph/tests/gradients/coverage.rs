@@ -74,6 +74,7 @@ fn gradient(op: &Op) -> Gradient {
         | Op::AttentionBackward(_)
         | Op::CachedAttention(_)
         | Op::GluBackward(_)
+        | Op::Adam(_)
         | Op::LinearCrossEntropyBackward(_)
         | Op::LinearStatisticBackward(_)
         | Op::LinearDivergenceBackward(_) => Gradient::Refused,
@@ -106,6 +107,9 @@ fn others(c: &mut Case) -> Vec<(Op, Vec<swift_graph::NodeId>)> {
         spans: vec![op::Span::Full],
         outputs: vec![(0, DType::F32)],
     };
+    let one = c.x(&[]);
+    let (one_minus_beta1, one_minus_beta2) = (Float(0.1), Float(0.05));
+    let adam = op::Adam { one_minus_beta1, beta2: Float(0.95), one_minus_beta2, epsilon: Float(1e-8), packed: false };
     vec![
         (op::Part { index: 1 }.into(), vec![norm]),
         (fused.into(), vec![x]),
@@ -126,6 +130,7 @@ fn others(c: &mut Case) -> Vec<(Op, Vec<swift_graph::NodeId>)> {
         (op::AttentionBackward { spec: spec.clone() }.into(), vec![q, q, q, ids, q, lse, q]),
         (op::CachedAttention { spec, k_cache: cache, v_cache: cache }.into(), vec![q, q, q, ids, ids, pages]),
         (op::GluBackward(op::Gate::Silu).into(), vec![x, x, x]),
+        (adam.into(), vec![x, x, x, x, one, one, one, one]),
         (op::LinearCrossEntropyBackward { spec: ce, weight_grad: true }.into(), vec![x, w, ids, column, column]),
         (op::LinearStatisticBackward { forward: entropy, weight_grad: true }.into(), vec![x, w, column, column, column]),
         (
@@ -163,7 +168,7 @@ fn every_op_is_checked_or_refused() {
         assert!(if name == "part" { part } else { refused && error.to_string().contains("`layer`") }, "{name}: {error}");
     }
     // As many names as variants: the match above is exhaustive, so the sets agree.
-    assert_eq!(covered.len(), 58, "{covered:?}");
+    assert_eq!(covered.len(), 59, "{covered:?}");
 }
 
 #[test]

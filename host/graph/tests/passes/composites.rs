@@ -1,8 +1,8 @@
 //! Each pattern: it applies, and no value changes.
 
-use swift_graph::op::{self, BinaryOp, Op, ReduceOp, UnaryOp};
+use swift_graph::op::{self, Op, ReduceOp, UnaryOp};
 use swift_graph::passes::patterns;
-use swift_graph::{DType, Dim, Graph, NodeId, ParamInfo, SymbolId, Target, Type, passes, plan};
+use swift_graph::{Dim, Graph, NodeId, ParamInfo, SymbolId, Type, passes};
 
 use crate::llama::{Adapter, TINY, training};
 use crate::{assert_same, count, environment, run_all};
@@ -114,57 +114,6 @@ fn a_branch_of_low_rank_joins_the_product_beside_it() {
         let after = check(&g, &patterns::low_rank(&g).unwrap(), "chain");
         assert_eq!(["linear-dx", "low-rank-linear"].map(|op| count(&after, op)), [0, 2]);
     }
-}
-
-/// AdamW as its plugin writes it, on a clipped gradient: one pass over weight, gradient and both states.
-#[test]
-fn an_optimizer_step_is_one_program() {
-    let mut g = Graph::default();
-    let scalar = |g: &mut Graph, name: &str| g.input(name, Type::scalar(DType::F32)).unwrap();
-    let [lr, step, decay, clip] = ["lr", "step", "weight-decay", "clip"].map(|name| scalar(&mut g, name));
-    let info = ParamInfo { name: "w".into(), shape: vec![100, 100], trainable: true };
-    let id = g.declare_param(info).unwrap();
-    let storage = g.param(id).unwrap();
-    let w = g.push(op::Read, &[storage]).unwrap();
-    let states = ["grad", "m", "v"].map(|name| g.declare_state(name, g.ty(w).clone()).unwrap());
-    let [grad, m, v] = states.map(|state| g.read_state(state).unwrap());
-    let number = |g: &mut Graph, x: f64| g.scalar(x, DType::F32).unwrap();
-    let one = number(&mut g, 1.0);
-    let grad = g.mul(grad, clip).unwrap();
-    let shrink = g.mul(lr, decay).unwrap();
-    let shrink = g.sub(one, shrink).unwrap();
-    let w = g.mul(w, shrink).unwrap();
-    let apart = g.sub(grad, m).unwrap();
-    let apart = g.scale(apart, 0.1).unwrap();
-    let m = g.add(m, apart).unwrap();
-    let square = g.mul(grad, grad).unwrap();
-    let (v, square) = (g.scale(v, 0.95).unwrap(), g.scale(square, 0.05).unwrap());
-    let v = g.add(v, square).unwrap();
-    let correction = |g: &mut Graph, beta: f64| {
-        let beta = g.scalar(beta, DType::F32).unwrap();
-        let power = g.binary(BinaryOp::Pow, beta, step).unwrap();
-        g.sub(one, power).unwrap()
-    };
-    let (first, second) = (correction(&mut g, 0.9), correction(&mut g, 0.95));
-    let second = g.unary(UnaryOp::Sqrt, second).unwrap();
-    let root = g.unary(UnaryOp::Sqrt, v).unwrap();
-    let root = g.div(root, second).unwrap();
-    let epsilon = number(&mut g, 1e-8);
-    let root = g.add(root, epsilon).unwrap();
-    let direction = g.div(m, root).unwrap();
-    let rate = g.div(lr, first).unwrap();
-    let change = g.mul(direction, rate).unwrap();
-    let w = g.sub(w, change).unwrap();
-    g.write(Target::State(states[1]), m, false).unwrap();
-    g.write(Target::State(states[2]), v, false).unwrap();
-    g.write(Target::Param(id), w, false).unwrap();
-    let after = passes::optimize(g, &passes::Options::default()).unwrap();
-    let large = |node: &&swift_graph::Node| node.ty().shape.rank() == 2 && matches!(node.op, Op::Fused(_));
-    let programs: Vec<_> = after.nodes().iter().filter(large).collect();
-    assert_eq!((programs.len(), programs[0].outputs.len()), (1, 3), "{:?}", after.nodes());
-    // No copy at the end either: everything is written where it lies.
-    let plan = plan::plan(after, &|_| true).unwrap();
-    assert!(plan.buffers.iter().all(|b| b.elements.as_fixed().is_some_and(|elements| elements < 100)));
 }
 
 #[test]

@@ -4,8 +4,10 @@ mod arena;
 mod composites;
 mod llama;
 mod memory;
+mod optimizers;
 mod random;
 mod rewrites;
+mod wishes;
 
 use std::collections::BTreeMap;
 

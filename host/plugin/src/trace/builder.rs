@@ -348,9 +348,10 @@ impl HostBuilder for Ctx {
         self.op(&g, op::StopGrad, &[&x])
     }
 
-    fn remat(&mut self, _: Resource<Builder>, _: bool) -> wasmtime::Result<()> {
-        // A hint only: recompute selection measures what is worth it.
-        Ok(())
+    fn remat(&mut self, g: Resource<Builder>, on: bool) -> wasmtime::Result<()> {
+        let trace = self.trace().map_err(Fault::into_trap)?;
+        trace.builder(&g).map_err(Fault::into_trap)?;
+        trace.graph.wish_recompute(Some(on)).map_err(|e| Fault::from(e).into_trap())
     }
 
     fn begin_region(&mut self, _: Resource<Builder>, _: Vec<(Vec<WitDim>, Dtype)>) -> Traced<Resource<Builder>> {

@@ -124,8 +124,8 @@ impl Bound {
                     store.ensure_cache(&info.name, info.ty.dtype, &shape)?;
                     store.cache_mut(&info.name)?
                 } else {
-                    store.ensure_state(&info.name, &shape)?;
-                    store.state_mut(&info.name)?
+                    store.ensure(info, &shape)?;
+                    store.words_mut(info)?
                 };
                 debug_assert_eq!(buffer.bytes(), lens[base] * 4, "the shape was checked");
                 self.bases[base] = buffer.as_mut_ptr();

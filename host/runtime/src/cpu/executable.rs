@@ -189,6 +189,10 @@ impl CpuExecutable {
 /// The step that carries out an effect.
 fn write(scope: &mut Scope<'_>, effect: usize) -> Result<Step> {
     let effect = &scope.plan.graph.effects[effect];
+    let src = scope.value(effect.value)?;
+    if let Some(kernel) = super::dynamic8::write(scope, effect.target, src) {
+        return Ok(Step { kernel, op: "write", bytes: 5 * src.len as u64, weights: [None; Linears::MOST], flops: 0 });
+    }
     let (src, dst) = (scope.value(effect.value)?, scope.target(effect.target));
     if src.len != dst.len {
         return Err(scope.broken(effect.value, format!("an effect writes {} elements to {}", src.len, dst.len)));

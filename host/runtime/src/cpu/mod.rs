@@ -6,12 +6,14 @@
 //! run       bases to pointers, then one call after the other                 (every run)
 //! ```
 
+mod adam;
 mod attention;
 mod bind;
 mod conv;
 mod cross_entropy;
 mod distribution;
 mod dropout;
+mod dynamic8;
 mod elementwise;
 mod embed;
 mod executable;
@@ -192,12 +194,16 @@ kernels! {
     Divergence(distribution::Divergence),
     DivergenceGradient(distribution::DivergenceGradient),
     Dropout(dropout::Dropout),
+    Adam(adam::Adam),
+    Unpack(dynamic8::Unpack),
+    Pack(dynamic8::Pack),
 }
 
 /// The kernel of a launch. No wildcard: a new op does not compile until it has one.
 fn prepare_launch(p: &mut Prepare<'_, '_>) -> Result<Kernel> {
     match &p.node.op {
-        Op::Input(_) | Op::Param(_) | Op::State(_) | Op::Constant(_) | Op::Part(_) => {
+        Op::State(op) => dynamic8::read(op.id, p),
+        Op::Input(_) | Op::Param(_) | Op::Constant(_) | Op::Part(_) => {
             Err(p.scope.broken(p.launch.node, "it computes nothing that could be launched"))
         }
         Op::Full(op) => leaf::full(op, p),
@@ -252,5 +258,6 @@ fn prepare_launch(p: &mut Prepare<'_, '_>) -> Result<Kernel> {
         Op::LinearDivergence(op) => distribution::divergence(op, p),
         Op::LinearDivergenceBackward(op) => distribution::divergence_backward(op, p),
         Op::Dropout(op) => dropout::prepare(op, p),
+        Op::Adam(op) => adam::prepare(op, p),
     }
 }

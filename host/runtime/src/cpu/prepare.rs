@@ -8,7 +8,9 @@ use swift_graph::{Bindings, Node, NodeId, OpRule, StateId, Target, Type};
 use swift_kernels::linear::int8;
 
 use super::attention::cache_words;
+use super::dynamic8::PackedRef;
 use super::memory::{Ref, WeightRef, WeightSource};
+use crate::store::packed_words;
 use crate::{Error, Precision, Result};
 
 /// Buffers and scratch parts start at whole cache lines.
@@ -86,9 +88,10 @@ impl<'a> Scope<'a> {
         lens.extend(g.params().iter().map(|p| p.shape.iter().product::<u64>() as usize));
         let caches = g.caches();
         for (i, state) in g.states().iter().enumerate() {
-            let words = |shape: Vec<usize>| match caches.contains(&StateId(i as u32)) {
-                true => cache_words(state.ty.dtype, &shape).unwrap_or(0),
-                false => shape.iter().product(),
+            let words = |shape: Vec<usize>| match (caches.contains(&StateId(i as u32)), state.map) {
+                (true, _) => cache_words(state.ty.dtype, &shape).unwrap_or(0),
+                (false, None) => shape.iter().product(),
+                (false, Some(_)) => packed_words(shape.iter().product()),
             };
             lens.push(state.ty.shape.eval(bindings).map_or(0, words));
         }
@@ -117,6 +120,9 @@ impl<'a> Scope<'a> {
                 }
                 Place::Arena(b) => self.tables.buffers + b.0 as usize,
                 Place::Param(p) => self.tables.params + p.index(),
+                Place::State(s) if self.plan.graph.states()[s.index()].map.is_some() => {
+                    return Err(self.broken(node, "its value is kept in 8 bits"));
+                }
                 Place::State(s) => self.tables.states + s.index(),
                 Place::Input(i) => self.tables.inputs + i.index(),
                 Place::Constant => match self.constants[root.index()] {
@@ -307,6 +313,16 @@ impl<'s, 'a> Prepare<'s, 'a> {
         self.scope.lens[base] = offset + len.next_multiple_of(LINE);
         self.scope.uses[base].used = true;
         Ref { base: base as u32, offset, len }
+    }
+
+    /// A state in 8 bits that the op reads, and may write in place; `None` if it is kept otherwise.
+    pub(super) fn packed_state(&mut self, id: StateId) -> Result<Option<PackedRef>> {
+        let info = &self.scope.plan.graph.states()[id.index()];
+        let Some(map) = info.map else { return Ok(None) };
+        let len = info.ty.shape.eval(self.scope.bindings)?.iter().product();
+        let words = self.state(id);
+        self.bytes += 8 * words.len as u64;
+        Ok(Some(PackedRef { map, len, words }))
     }
 
     /// A state that the op reads and writes in place.

@@ -4,4 +4,5 @@ mod case;
 mod int8;
 mod model;
 mod ops;
+mod optimizer;
 mod refusals;

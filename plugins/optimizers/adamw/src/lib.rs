@@ -1,5 +1,6 @@
 //! AdamW: Adam (Kingma & Ba 2015, algorithm 1) with the weight decay of Loshchilov & Hutter 2019, "Decoupled Weight Decay
-//! Regularization", algorithm 2, in the order of operations of `torch.optim.AdamW`.
+//! Regularization", algorithm 2, in the order of operations of `torch.optim.AdamW`; both moments in 8 bits (Dettmers et al. 2022, "8-bit
+//! Optimizers via Block-wise Quantization") if so wished.
 
 use swift_sdk::prelude::*;
 
@@ -14,6 +15,8 @@ config! {
         adam_epsilon: f64 = 1e-8,
         /// Decay norms and biases as well (parameters tagged `no-decay`).
         decay_all: bool = false,
+        /// Keep both moments of large parameters in 8 bits.
+        eight_bit: bool = false,
     }
 }
 
@@ -28,7 +31,11 @@ impl Optimizer for AdamW {
     }
 
     fn plan(&self, param: &ParamInfo) -> OptimizerPlan {
-        OptimizerPlan::new().slot("exp_avg", &param.shape).slot("exp_avg_sq", &param.shape)
+        let plan = OptimizerPlan::new();
+        match self.eight_bit {
+            false => plan.slot("exp_avg", &param.shape).slot("exp_avg_sq", &param.shape),
+            true => plan.rounded_slot("exp_avg", &param.shape, false).rounded_slot("exp_avg_sq", &param.shape, true),
+        }
     }
 
     fn trace(&self, _: &str, step: &Step) -> Option<Value> {
