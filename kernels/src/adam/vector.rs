@@ -1,7 +1,7 @@
 //! The step on vectors: everything between the loads and the stores stays in registers.
 
 use super::{Dense, Packed, Step};
-use crate::dynamic8::{BLOCK, Top, put_block};
+use crate::dynamic8::{BLOCK, put_block};
 use crate::simd::{Simd, simd_fn};
 
 /// The numbers of a step in every lane.
@@ -83,7 +83,7 @@ simd_fn! {
             // SAFETY: inside the block, which the operands have; blocks are whole vectors.
             unsafe {
                 let (scale_m, scale_v) = (s.splat(*m.absmax.add(block)), s.splat(*v.absmax.add(block)));
-                let (mut top_m, mut top_v) = (Top::new(s), Top::new(s));
+                let (mut top_m, mut top_v) = (s.zero(), s.zero());
                 for i in (0..BLOCK).step_by(S::LANES) {
                     let at = block * BLOCK + i;
                     let old_m = s.mul(s.look_up(values_m, m.codes.add(at)), scale_m);
@@ -92,11 +92,11 @@ simd_fn! {
                     s.store(w.add(at), new_w);
                     s.store(kept_m.0.as_mut_ptr().add(i), new_m);
                     s.store(kept_v.0.as_mut_ptr().add(i), new_v);
-                    top_m.add(s, new_m);
-                    top_v.add(s, new_v);
+                    top_m = s.larger(top_m, s.abs(new_m));
+                    top_v = s.larger(top_v, s.abs(new_v));
                 }
                 for (moment, top, kept) in [(&m, top_m, &kept_m), (&v, top_v, &kept_v)] {
-                    let absmax = top.of_all(s);
+                    let absmax = s.largest(top);
                     *moment.absmax.add(block) = absmax;
                     put_block(s, moment.map, kept.0.as_ptr(), absmax, moment.codes.add(block * BLOCK));
                 }

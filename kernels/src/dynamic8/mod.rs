@@ -20,7 +20,7 @@ mod vector;
 pub(crate) use scalar::{decode, encode};
 pub(crate) use tables::Buckets;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use vector::{Top, put_block};
+pub(crate) use vector::put_block;
 
 use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool};

@@ -14,16 +14,25 @@ pub(super) struct Tables {
     pub(super) buckets: Buckets,
 }
 
-/// The nearest entry by the leading bits of a number: sign, exponent and as much of the mantissa as it takes for a bucket to have
-/// at most one threshold.
+/// The nearest entry by the leading bits of a magnitude, exponent and as much of the mantissa as it takes for a bucket to have at most
+/// one threshold.
 pub(crate) struct Buckets {
-    /// First those of numbers from zero up, then those of numbers below. The upper 8 bits are the entry at the bucket's small end, counted from
-    /// the other end below zero, so that it grows with the magnitude; the lower 24 are the trailing bits from which on it is the next.
+    /// First those of numbers from zero up, then, in the signed map, those of numbers below. The lower 8 bits are the entry at the bucket's
+    /// small end, counted from the other end below zero, so that it grows with the magnitude. The upper ones, as many as
+    /// [`Buckets::shift`] says, are the last trailing bits of a magnitude that still belongs to it; those beyond belong to the next.
     pub(crate) steps: Vec<u32>,
-    /// Trailing bits.
-    pub(crate) shift: u32,
-    /// Leading bits of the first bucket, which takes all smaller numbers too, and of the last, which takes all larger ones.
-    pub(crate) ends: [u32; 2],
+    /// Leading bits of the first bucket, which takes all smaller numbers too. The last one is that of one.
+    pub(crate) first: u32,
+}
+
+impl Buckets {
+    /// Trailing bits of a magnitude. The widest bucket of numbers below one, in 0.5..1, is narrower than the narrowest gap, in 0.1..1.
+    pub(crate) const fn shift(map: Map) -> u32 {
+        match map {
+            Map::Signed => 17,
+            Map::Unsigned => 16,
+        }
+    }
 }
 
 pub(super) fn of(map: Map) -> &'static Tables {
@@ -70,9 +79,8 @@ impl Tables {
     fn new(map: Map) -> Tables {
         let values = values(map);
         let thresholds: Vec<f32> = values.windows(2).map(|w| threshold(w[0], w[1])).collect();
-        let mut tables = Tables { values, thresholds, buckets: Buckets { steps: Vec::new(), shift: 0, ends: [0; 2] } };
-        // The widest bucket of numbers below one, in 0.5..1, is narrower than the narrowest gap, in 0.1..1.
-        tables.fill_buckets(if map == Map::Signed { 17 } else { 16 });
+        let mut tables = Tables { values, thresholds, buckets: Buckets { steps: Vec::new(), first: 0 } };
+        tables.fill_buckets(map);
         tables
     }
 
@@ -80,28 +88,29 @@ impl Tables {
         if x.is_nan() { 0 } else { self.thresholds.partition_point(|&t| t <= x) as u8 }
     }
 
-    fn fill_buckets(&mut self, shift: u32) {
+    fn fill_buckets(&mut self, map: Map) {
+        let shift = Buckets::shift(map);
         let smallest = self.thresholds.iter().fold(1.0f32, |least, t| least.min(t.abs()));
-        let ends = [(smallest.to_bits() >> shift) - 1, 1.0f32.to_bits() >> shift];
+        let (first, last) = ((smallest.to_bits() >> shift) - 1, 1.0f32.to_bits() >> shift);
         let mut steps = Vec::new();
-        for below in [false, true] {
+        for below in [false, true].into_iter().take(1 + usize::from(map == Map::Signed)) {
             // Entry of a magnitude, counted so that it grows.
             let entry = |bits: u32| match below {
                 false => u32::from(self.nearest(f32::from_bits(bits))),
                 true => 255 - u32::from(self.nearest(-f32::from_bits(bits))),
             };
-            for bucket in ends[0]..=ends[1] {
-                let (first, last) = (bucket << shift, ((bucket + 1) << shift) - 1);
-                assert!(entry(last) - entry(first) <= 1, "a bucket has at most one threshold");
-                // Trailing bits that still belong to the first entry, by halves.
+            for bucket in first..=last {
+                let start = bucket << shift;
+                // By halves: trailing bits that belong to the bucket's first entry, and that do not.
                 let (mut same, mut beyond) = (0, 1 << shift);
                 while same + 1 < beyond {
                     let middle = (same + beyond) / 2;
-                    if entry(first + middle) == entry(first) { same = middle } else { beyond = middle }
+                    if entry(start + middle) == entry(start) { same = middle } else { beyond = middle }
                 }
-                steps.push(entry(first) << 24 | beyond);
+                assert!(entry(start + (1 << shift) - 1) - entry(start) <= 1, "a bucket has at most one threshold");
+                steps.push(same << (32 - shift) | entry(start));
             }
         }
-        self.buckets = Buckets { steps, shift, ends };
+        self.buckets = Buckets { steps, first };
     }
 }

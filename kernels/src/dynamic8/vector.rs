@@ -4,45 +4,28 @@ use super::scalar::inverse;
 use super::{BLOCK, Map};
 use crate::simd::{Simd, simd_fn};
 
-/// The largest magnitude of a block, lane by lane, and whether a NaN was among them.
-#[derive(Clone, Copy)]
-pub(crate) struct Top<S: Simd> {
-    largest: S::F,
-    /// Zero, or NaN.
-    poison: S::F,
-}
-
-impl<S: Simd> Top<S> {
-    #[inline(always)]
-    pub(crate) fn new(s: S) -> Top<S> {
-        Top { largest: s.zero(), poison: s.zero() }
-    }
-
-    #[inline(always)]
-    pub(crate) fn add(&mut self, s: S, x: S::F) {
-        // The second operand of `max` wins if either is NaN; a NaN in the first place is lost and remembered by the other.
-        self.largest = s.max(s.abs(x), self.largest);
-        self.poison = s.select(s.is_nan(x), x, self.poison);
-    }
-
-    /// The largest magnitude.
-    #[inline(always)]
-    pub(crate) fn of_all(self, s: S) -> f32 {
-        s.top(self.largest) + s.sum(self.poison)
-    }
-}
-
 /// Codes of the block at `x`, whose largest magnitude is known.
 ///
 /// # Safety
-/// `x` is readable and `codes` writable for [`BLOCK`] elements.
+/// `x` is readable and `codes` writable for [`BLOCK`] elements, and no magnitude is above `absmax`, unless that is NaN.
 #[inline(always)]
 pub(crate) unsafe fn put_block<S: Simd>(s: S, map: Map, x: *const f32, absmax: f32, codes: *mut u8) {
     let inverse = s.splat(inverse(absmax));
     let buckets = map.buckets();
-    for i in (0..BLOCK).step_by(S::LANES) {
-        // SAFETY: blocks are whole vectors.
-        unsafe { s.put_codes(s.mul(s.load(x.add(i)), inverse), buckets, codes.add(i)) };
+    // SAFETY: blocks are whole vectors, and quotients are one at most, up to rounding.
+    unsafe {
+        match map {
+            Map::Signed => {
+                for i in (0..BLOCK).step_by(S::LANES) {
+                    s.put_signed_codes(s.mul(s.load(x.add(i)), inverse), buckets, codes.add(i));
+                }
+            }
+            Map::Unsigned => {
+                for i in (0..BLOCK).step_by(S::LANES) {
+                    s.put_unsigned_codes(s.mul(s.load(x.add(i)), inverse), buckets, codes.add(i));
+                }
+            }
+        }
     }
 }
 
@@ -50,12 +33,12 @@ simd_fn! {
     /// Codes of one whole block; gives its largest magnitude.
     pub(super) fn encode<S>(s, map: Map, x: &[f32], codes: &mut [u8]) -> f32 {
         assert!(x.len() == BLOCK && codes.len() == BLOCK, "a whole block");
-        let mut top = Top::new(s);
+        let mut top = s.zero();
         for i in (0..BLOCK).step_by(S::LANES) {
             // SAFETY: blocks are whole vectors.
-            top.add(s, unsafe { s.load(x.as_ptr().add(i)) });
+            top = s.larger(top, s.abs(unsafe { s.load(x.as_ptr().add(i)) }));
         }
-        let absmax = top.of_all(s);
+        let absmax = s.largest(top);
         // SAFETY: both have the length of a block.
         unsafe { put_block(s, map, x.as_ptr(), absmax, codes.as_mut_ptr()) };
         absmax

@@ -6,6 +6,7 @@
 )]
 
 use super::{Buckets, Simd};
+use crate::dynamic8::Map;
 use std::arch::x86_64::*;
 
 /// Proof that AVX2 and FMA may be executed.
@@ -34,6 +35,26 @@ fn first(n: usize) -> __m256i {
 #[inline(always)]
 fn bounded(s: Avx2, n: __m256) -> __m256 {
     s.min(s.splat(200.0), s.max(s.splat(-200.0), n))
+}
+
+/// One more where the trailing bits, shifted up, are beyond those of the step.
+#[inline(always)]
+unsafe fn next_if_beyond(step: __m256i, trailing: __m256i) -> __m256i {
+    unsafe {
+        // Comparisons are of signed numbers.
+        let sign = _mm256_set1_epi32(i32::MIN);
+        let beyond = _mm256_cmpgt_epi32(_mm256_xor_si256(trailing, sign), _mm256_xor_si256(step, sign));
+        _mm256_sub_epi32(step, beyond)
+    }
+}
+
+/// Stores the lowest bytes; the others are zero.
+#[inline(always)]
+unsafe fn put_bytes(code: __m256i, out: *mut u8) {
+    unsafe {
+        let words = _mm_packus_epi32(_mm256_castsi256_si128(code), _mm256_extracti128_si256::<1>(code));
+        _mm_storel_epi64(out.cast(), _mm_packus_epi16(words, words));
+    }
 }
 
 impl Simd for Avx2 {
@@ -66,25 +87,35 @@ impl Simd for Avx2 {
         unsafe { _mm256_i32gather_ps::<4>(table, _mm256_cvtepu8_epi32(_mm_loadl_epi64(codes.cast()))) }
     }
     #[inline(always)]
-    unsafe fn put_codes(self, x: __m256, buckets: &Buckets, out: *mut u8) {
+    unsafe fn put_signed_codes(self, x: __m256, buckets: &Buckets, out: *mut u8) {
+        const SHIFT: i32 = Buckets::shift(Map::Signed) as i32;
         unsafe {
+            let numbers = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_ORD_Q>(x, x));
             let bits = _mm256_castps_si256(x);
-            let magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fff_ffff));
-            let below = _mm256_srai_epi32::<31>(bits);
-            let [first, last] = buckets.ends.map(|end| _mm256_set1_epi32(end.cast_signed()));
-            let bucket = _mm256_srl_epi32(magnitude, _mm_cvtsi32_si128(buckets.shift.cast_signed()));
-            let bucket = _mm256_sub_epi32(_mm256_min_epi32(_mm256_max_epi32(bucket, first), last), first);
+            let (magnitude, below) = (_mm256_and_si256(bits, _mm256_set1_epi32(i32::MAX)), _mm256_srai_epi32::<31>(bits));
+            let bucket = _mm256_srli_epi32::<SHIFT>(magnitude);
+            let bucket = _mm256_max_epi32(bucket, _mm256_set1_epi32(buckets.first.cast_signed()));
             let half = _mm256_set1_epi32((buckets.steps.len() / 2) as i32);
             let bucket = _mm256_add_epi32(bucket, _mm256_and_si256(below, half));
-            let step = _mm256_i32gather_epi32::<4>(buckets.steps.as_ptr().cast(), bucket);
-            let trailing = _mm256_and_si256(magnitude, _mm256_set1_epi32((1 << buckets.shift) - 1));
-            // All ones where the next entry is nearer.
-            let before = _mm256_cmpgt_epi32(_mm256_and_si256(step, _mm256_set1_epi32(0xff_ffff)), trailing);
-            let code = _mm256_add_epi32(_mm256_srli_epi32::<24>(step), _mm256_add_epi32(_mm256_set1_epi32(1), before));
-            let code = _mm256_xor_si256(code, _mm256_and_si256(below, _mm256_set1_epi32(0xff)));
-            let code = _mm256_and_si256(code, _mm256_castps_si256(_mm256_cmp_ps::<_CMP_ORD_Q>(x, x)));
-            let words = _mm_packus_epi32(_mm256_castsi256_si128(code), _mm256_extracti128_si256::<1>(code));
-            _mm_storel_epi64(out.cast(), _mm_packus_epi16(words, words));
+            let steps = buckets.steps.as_ptr().wrapping_sub(buckets.first as usize);
+            let step = _mm256_mask_i32gather_epi32::<4>(_mm256_setzero_si256(), steps.cast(), bucket, numbers);
+            let code = next_if_beyond(step, _mm256_slli_epi32::<{ 32 - SHIFT }>(magnitude));
+            let code = _mm256_and_si256(_mm256_xor_si256(code, below), _mm256_and_si256(numbers, _mm256_set1_epi32(0xff)));
+            put_bytes(code, out);
+        }
+    }
+    #[inline(always)]
+    unsafe fn put_unsigned_codes(self, x: __m256, buckets: &Buckets, out: *mut u8) {
+        const SHIFT: i32 = Buckets::shift(Map::Unsigned) as i32;
+        unsafe {
+            // NaN becomes zero, too.
+            let magnitude = _mm256_castps_si256(_mm256_max_ps(x, _mm256_setzero_ps()));
+            let bucket = _mm256_srli_epi32::<SHIFT>(magnitude);
+            let bucket = _mm256_max_epi32(bucket, _mm256_set1_epi32(buckets.first.cast_signed()));
+            let steps = buckets.steps.as_ptr().wrapping_sub(buckets.first as usize);
+            let step = _mm256_i32gather_epi32::<4>(steps.cast(), bucket);
+            let code = next_if_beyond(step, _mm256_slli_epi32::<{ 32 - SHIFT }>(magnitude));
+            put_bytes(_mm256_and_si256(code, _mm256_set1_epi32(0xff)), out);
         }
     }
     #[inline(always)]
@@ -135,6 +166,10 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn max(self, a: __m256, b: __m256) -> __m256 {
         unsafe { _mm256_max_ps(a, b) }
+    }
+    #[inline(always)]
+    fn larger(self, a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b))) }
     }
     #[inline(always)]
     fn sqrt(self, a: __m256) -> __m256 {

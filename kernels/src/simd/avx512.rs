@@ -6,6 +6,7 @@
 )]
 
 use super::{Buckets, Simd};
+use crate::dynamic8::Map;
 use std::arch::x86_64::*;
 
 /// Proof that AVX-512 F, BW, DQ and VL may be executed.
@@ -56,23 +57,37 @@ impl Simd for Avx512 {
         unsafe { _mm512_i32gather_ps::<4>(_mm512_cvtepu8_epi32(_mm_loadu_si128(codes.cast())), table) }
     }
     #[inline(always)]
-    unsafe fn put_codes(self, x: __m512, buckets: &Buckets, out: *mut u8) {
+    unsafe fn put_signed_codes(self, x: __m512, buckets: &Buckets, out: *mut u8) {
+        const SHIFT: u32 = Buckets::shift(Map::Signed);
         unsafe {
+            let numbers = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(x, x);
             let bits = _mm512_castps_si512(x);
-            let magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fff_ffff));
-            let below = _mm512_movepi32_mask(bits);
-            let [first, last] = buckets.ends.map(|end| _mm512_set1_epi32(end.cast_signed()));
-            let bucket = _mm512_srl_epi32(magnitude, _mm_cvtsi32_si128(buckets.shift.cast_signed()));
-            let bucket = _mm512_sub_epi32(_mm512_min_epi32(_mm512_max_epi32(bucket, first), last), first);
+            let (magnitude, below) = (_mm512_and_si512(bits, _mm512_set1_epi32(i32::MAX)), _mm512_movepi32_mask(bits));
+            let bucket = _mm512_srli_epi32::<SHIFT>(magnitude);
+            let bucket = _mm512_max_epi32(bucket, _mm512_set1_epi32(buckets.first.cast_signed()));
             let half = _mm512_set1_epi32((buckets.steps.len() / 2) as i32);
             let bucket = _mm512_mask_add_epi32(bucket, below, bucket, half);
-            let step = _mm512_i32gather_epi32::<4>(bucket, buckets.steps.as_ptr().cast());
-            let trailing = _mm512_and_si512(magnitude, _mm512_set1_epi32((1 << buckets.shift) - 1));
-            let beyond = _mm512_cmpge_epi32_mask(trailing, _mm512_and_si512(step, _mm512_set1_epi32(0xff_ffff)));
-            let code = _mm512_srli_epi32::<24>(step);
-            let code = _mm512_mask_add_epi32(code, beyond, code, _mm512_set1_epi32(1));
+            let steps = buckets.steps.as_ptr().wrapping_sub(buckets.first as usize);
+            let step = _mm512_mask_i32gather_epi32::<4>(_mm512_setzero_si512(), numbers, bucket, steps.cast());
+            // The upper bits are compared: below them the shifted magnitude is zero.
+            let beyond = _mm512_cmpgt_epu32_mask(_mm512_slli_epi32::<{ 32 - SHIFT }>(magnitude), step);
+            let code = _mm512_mask_add_epi32(step, beyond, step, _mm512_set1_epi32(1));
             let code = _mm512_mask_xor_epi32(code, below, code, _mm512_set1_epi32(0xff));
-            let code = _mm512_maskz_mov_epi32(_mm512_cmp_ps_mask::<_CMP_ORD_Q>(x, x), code);
+            _mm_storeu_si128(out.cast(), _mm512_maskz_cvtepi32_epi8(numbers, code));
+        }
+    }
+    #[inline(always)]
+    unsafe fn put_unsigned_codes(self, x: __m512, buckets: &Buckets, out: *mut u8) {
+        const SHIFT: u32 = Buckets::shift(Map::Unsigned);
+        unsafe {
+            // NaN becomes zero, too.
+            let magnitude = _mm512_castps_si512(_mm512_max_ps(x, _mm512_setzero_ps()));
+            let bucket = _mm512_srli_epi32::<SHIFT>(magnitude);
+            let bucket = _mm512_max_epi32(bucket, _mm512_set1_epi32(buckets.first.cast_signed()));
+            let steps = buckets.steps.as_ptr().wrapping_sub(buckets.first as usize);
+            let step = _mm512_i32gather_epi32::<4>(bucket, steps.cast());
+            let beyond = _mm512_cmpgt_epu32_mask(_mm512_slli_epi32::<{ 32 - SHIFT }>(magnitude), step);
+            let code = _mm512_mask_add_epi32(step, beyond, step, _mm512_set1_epi32(1));
             _mm_storeu_si128(out.cast(), _mm512_cvtepi32_epi8(code));
         }
     }
@@ -129,6 +144,14 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn max(self, a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    fn larger(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b))) }
+    }
+    #[inline(always)]
+    fn largest(self, a: __m512) -> f32 {
+        unsafe { f32::from_bits(_mm512_reduce_max_epi32(_mm512_castps_si512(a)).cast_unsigned()) }
     }
     #[inline(always)]
     fn sqrt(self, a: __m512) -> __m512 {

@@ -60,11 +60,16 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// `codes` is readable for `LANES` bytes and `table` for as many floats as the largest of them asks for.
     unsafe fn look_up(self, table: *const f32, codes: *const u8) -> Self::F;
-    /// Stores the code of each lane: [`crate::dynamic8::Map::nearest`] as `buckets` have it.
+    /// Stores for each lane the number of the nearest entry of the signed map, [`crate::dynamic8::Map::nearest`].
     ///
     /// # Safety
-    /// `out` is writable for `LANES` bytes.
-    unsafe fn put_codes(self, x: Self::F, buckets: &Buckets, out: *mut u8);
+    /// `out` is writable for `LANES` bytes, `buckets` are the map's, and no magnitude is above one but for a rounding; NaN may be there.
+    unsafe fn put_signed_codes(self, x: Self::F, buckets: &Buckets, out: *mut u8);
+    /// As [`Simd::put_signed_codes`], of the unsigned map.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn put_unsigned_codes(self, x: Self::F, buckets: &Buckets, out: *mut u8);
     /// # Safety
     /// `p` is writable for `LANES` floats.
     unsafe fn store(self, p: *mut f32, v: Self::F);
@@ -92,6 +97,16 @@ pub(crate) trait Simd: Copy {
     fn fnma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The larger of two numbers that are not negative; NaN is larger than all.
+    fn larger(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The largest lane in the order of [`Simd::larger`].
+    #[inline(always)]
+    fn largest(self, a: Self::F) -> f32 {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: there are at most 16 lanes.
+        unsafe { self.store(lanes.as_mut_ptr(), a) };
+        f32::from_bits(lanes.iter().fold(0, |top, lane| top.max(lane.to_bits())))
+    }
     fn sqrt(self, a: Self::F) -> Self::F;
     /// To the nearest integer, ties to even.
     fn round(self, a: Self::F) -> Self::F;
