@@ -23,7 +23,7 @@ use crate::{Error, Format, HostTensor, Result};
 
 use packed::Packed;
 pub use packed::PackedState;
-pub(crate) use packed::{packed_words, parts};
+pub(crate) use packed::parts;
 
 /// Who holds the bytes of weights.
 pub trait Owner: Send + Sync {

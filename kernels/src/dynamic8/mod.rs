@@ -28,6 +28,9 @@ use crate::pool::{Disjoint, Pool};
 /// Numbers that share a scale.
 pub const BLOCK: usize = 256;
 
+/// Words of a cache line.
+const LINE: usize = 16;
+
 /// Blocks of one task.
 const GRAIN: usize = 128;
 
@@ -76,7 +79,34 @@ pub struct PackedMut<'a> {
     pub absmax: &'a mut [f32],
 }
 
-impl PackedMut<'_> {
+/// Word that the codes of `len` numbers begin at, in [`words`]: the first whole cache line past the scales.
+pub fn codes_at(len: usize) -> usize {
+    blocks(len).next_multiple_of(LINE)
+}
+
+/// Words of four bytes that scales and codes of `len` numbers take together.
+pub fn words(len: usize) -> usize {
+    codes_at(len) + len.div_ceil(4)
+}
+
+impl<'a> PackedMut<'a> {
+    /// Scales and codes of `len` numbers in the first [`words`] of `data`.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    #[track_caller]
+    pub fn of(map: Map, len: usize, data: &'a mut [u32]) -> PackedMut<'a> {
+        let (scales, codes) = data[..words(len)].split_at_mut(codes_at(len));
+        // SAFETY: words are aligned for floats and bytes, and hold as many; every bit pattern is one of either.
+        let (absmax, codes) = unsafe {
+            (
+                std::slice::from_raw_parts_mut(scales.as_mut_ptr().cast::<f32>(), blocks(len)),
+                std::slice::from_raw_parts_mut(codes.as_mut_ptr().cast::<u8>(), len),
+            )
+        };
+        PackedMut { map, codes, absmax }
+    }
+
     /// # Panics
     /// When there are not `len` numbers in as many blocks as they take.
     #[track_caller]

@@ -5,12 +5,12 @@
 use swift_graph::plan::{Launch, Layout, Place, Plan};
 use swift_graph::{Bindings, Node, NodeId, OpRule, StateId, Target, Type};
 
+use swift_kernels::dynamic8;
 use swift_kernels::linear::int8;
 
 use super::attention::cache_words;
 use super::dynamic8::PackedRef;
 use super::memory::{Ref, WeightRef, WeightSource};
-use crate::store::packed_words;
 use crate::{Error, Precision, Result};
 
 /// Buffers and scratch parts start at whole cache lines.
@@ -91,7 +91,7 @@ impl<'a> Scope<'a> {
             let words = |shape: Vec<usize>| match (caches.contains(&StateId(i as u32)), state.map) {
                 (true, _) => cache_words(state.ty.dtype, &shape).unwrap_or(0),
                 (false, None) => shape.iter().product(),
-                (false, Some(_)) => packed_words(shape.iter().product()),
+                (false, Some(_)) => dynamic8::words(shape.iter().product()),
             };
             lens.push(state.ty.shape.eval(bindings).map_or(0, words));
         }

@@ -1,4 +1,4 @@
-//! States in 8 bits: scales of the blocks, from the next whole cache line on the codes, in one buffer.
+//! States in 8 bits, each in one buffer.
 
 use std::ops::Range;
 
@@ -11,9 +11,6 @@ use super::{Revision, Store, elements};
 use crate::buffer::Buffer;
 use crate::{Error, HostTensor, Result};
 
-/// Floats of a cache line.
-const LINE: usize = 16;
-
 pub(crate) fn kernel_map(map: Map) -> dynamic8::Map {
     match map {
         Map::Signed => dynamic8::Map::Signed,
@@ -21,27 +18,9 @@ pub(crate) fn kernel_map(map: Map) -> dynamic8::Map {
     }
 }
 
-/// Words of four bytes that a state of so many elements takes.
-pub(crate) fn packed_words(len: usize) -> usize {
-    codes_at(len) + len.div_ceil(4)
-}
-
-/// Word that codes begin at.
-fn codes_at(len: usize) -> usize {
-    dynamic8::blocks(len).next_multiple_of(LINE)
-}
-
-/// The parts of a buffer of [`packed_words`].
+/// The parts of a state's words.
 pub(crate) fn parts(map: Map, len: usize, words: &mut [u32]) -> PackedMut<'_> {
-    let (scales, codes) = words.split_at_mut(codes_at(len));
-    // SAFETY: floats, and bytes, of initialised words of the same memory; every bit pattern is one of either.
-    let (absmax, codes) = unsafe {
-        (
-            std::slice::from_raw_parts_mut(scales.as_mut_ptr().cast::<f32>(), dynamic8::blocks(len)),
-            std::slice::from_raw_parts_mut(codes.as_mut_ptr().cast::<u8>(), len),
-        )
-    };
-    PackedMut { map: kernel_map(map), codes, absmax }
+    PackedMut::of(kernel_map(map), len, words)
 }
 
 /// A state in 8 bits.
@@ -57,7 +36,7 @@ impl Packed {
     }
 
     fn codes(&self) -> Range<usize> {
-        let start = 4 * codes_at(self.len());
+        let start = 4 * dynamic8::codes_at(self.len());
         start..start + self.len()
     }
 }
@@ -100,7 +79,7 @@ impl Store {
                 Err(Error::tensor("state", &info.name, message))
             }
             None => {
-                let words = packed_words(elements("state", &info.name, shape)?);
+                let words = dynamic8::words(elements("state", &info.name, shape)?);
                 let buffer = Buffer::zeroed(words.saturating_mul(4), "a state")?;
                 self.revision = Revision::default();
                 self.packed.insert(info.name.clone(), Packed { map, shape: shape.to_vec(), buffer });

@@ -125,7 +125,12 @@ fn any_formula_may_keep_its_states_in_8_bits() {
         for (got, want) in got.iter().zip(&want.outputs["out0"].data) {
             assert!((f64::from(*got) - want).abs() <= 1e-6, "{got} {want}");
         }
-        env.apply(&want);
+        // A number between two entries may be rounded either way; the next run goes on from what was kept.
+        let HostTensor::F32 { shape, data } = store.read_state("s").unwrap() else { panic!("no floats") };
+        let kept: Vec<f64> = data.into_iter().map(f64::from).collect();
+        let apart = |(a, b): &(&f64, &f64)| (*a - *b).abs() > 1e-6;
+        assert!(kept.iter().zip(&want.states["s"].data).filter(apart).count() * 100 < kept.len());
+        env.states.insert("s".into(), interp::Tensor::new(shape, kept));
     }
     // A run that wants floats under the same name is told so.
     let mut g = Graph::default();
