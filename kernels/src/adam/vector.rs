@@ -1,8 +1,8 @@
 //! The step on vectors: everything between the loads and the stores stays in registers.
 
 use super::{Dense, Packed, Step};
-use crate::dynamic8::{BLOCK, put_block};
-use crate::simd::{Simd, simd_fn};
+use crate::dynamic8::{BLOCK, Map, inverse};
+use crate::simd::{Simd, prefetch, simd_fn};
 
 /// The numbers of a step in every lane.
 struct Lanes<S: Simd> {
@@ -68,37 +68,62 @@ simd_fn! {
     }
 }
 
-/// Moments of a block between the step and their rounding.
+/// How far ahead of its use memory is fetched, in elements: more streams than the processor follows by itself.
+const AHEAD: usize = 4 * BLOCK;
+
+/// A moment of two blocks, between the step and its rounding.
 #[repr(align(64))]
-struct Block([f32; BLOCK]);
+struct Kept([[f32; BLOCK]; 2]);
 
 simd_fn! {
     /// Callers uphold the contract of [`super::scalar::packed`], for `blocks` whole blocks.
+    ///
+    /// A block is rounded while the next one makes its step: the step waits for divisions, and rounding for table look-ups.
     pub(super) fn packed<S>(s, by: Step, data: Packed, blocks: usize) {
         let by = Lanes::new(s, &by);
-        let Packed { g, w, moments: [m, v] } = data;
-        let (values_m, values_v) = (m.map.values().as_ptr(), v.map.values().as_ptr());
-        let (mut kept_m, mut kept_v) = (Block([0.0; BLOCK]), Block([0.0; BLOCK]));
-        for block in 0..blocks {
-            // SAFETY: inside the block, which the operands have; blocks are whole vectors.
+        let Packed { g, w, moments } = data;
+        let values = moments.map(|x| x.map.values().as_ptr());
+        let buckets = moments.map(|x| x.map.buckets());
+        let mut kept = [const { Kept([[0.0; BLOCK]; 2]) }; 2];
+        let mut inverses = [s.zero(); 2];
+        for block in 0..=blocks {
+            let (now, before) = (block % 2, (block + 1) % 2);
+            // SAFETY: inside the blocks, which the operands have, and blocks are whole vectors; a fetch accesses nothing. Quotients are
+            // one at most, up to rounding, since the divisor is the largest magnitude.
             unsafe {
-                let (scale_m, scale_v) = (s.splat(*m.absmax.add(block)), s.splat(*v.absmax.add(block)));
-                let (mut top_m, mut top_v) = (s.zero(), s.zero());
+                let scales = [0, 1].map(|k| if block < blocks { s.splat(*moments[k].absmax.add(block)) } else { s.zero() });
+                let mut tops = [s.zero(); 2];
                 for i in (0..BLOCK).step_by(S::LANES) {
                     let at = block * BLOCK + i;
-                    let old_m = s.mul(s.look_up(values_m, m.codes.add(at)), scale_m);
-                    let old_v = s.mul(s.look_up(values_v, v.codes.add(at)), scale_v);
-                    let [new_w, new_m, new_v] = by.element(s, s.load(g.add(at)), s.load(w.add(at)), old_m, old_v);
-                    s.store(w.add(at), new_w);
-                    s.store(kept_m.0.as_mut_ptr().add(i), new_m);
-                    s.store(kept_v.0.as_mut_ptr().add(i), new_v);
-                    top_m = s.larger(top_m, s.abs(new_m));
-                    top_v = s.larger(top_v, s.abs(new_v));
+                    if block > 0 {
+                        for k in 0..2 {
+                            let quotient = s.mul(s.load(kept[k].0[before].as_ptr().add(i)), inverses[k]);
+                            let codes = moments[k].codes.add(at - BLOCK);
+                            match moments[k].map {
+                                Map::Signed => s.put_signed_codes(quotient, buckets[k], codes),
+                                Map::Unsigned => s.put_unsigned_codes(quotient, buckets[k], codes),
+                            }
+                        }
+                    }
+                    if block < blocks {
+                        prefetch(g.wrapping_add(at + AHEAD));
+                        prefetch(w.wrapping_add(at + AHEAD));
+                        if i % 64 == 0 {
+                            moments.iter().for_each(|x| prefetch(x.codes.wrapping_add(at + AHEAD).cast()));
+                        }
+                        let old = [0, 1].map(|k: usize| s.mul(s.look_up(values[k], moments[k].codes.add(at)), scales[k]));
+                        let [new_w, new_m, new_v] = by.element(s, s.load(g.add(at)), s.load(w.add(at)), old[0], old[1]);
+                        s.store(w.add(at), new_w);
+                        for (k, x) in [new_m, new_v].into_iter().enumerate() {
+                            s.store(kept[k].0[now].as_mut_ptr().add(i), x);
+                            tops[k] = s.larger(tops[k], s.abs(x));
+                        }
+                    }
                 }
-                for (moment, top, kept) in [(&m, top_m, &kept_m), (&v, top_v, &kept_v)] {
-                    let absmax = s.largest(top);
-                    *moment.absmax.add(block) = absmax;
-                    put_block(s, moment.map, kept.0.as_ptr(), absmax, moment.codes.add(block * BLOCK));
+                for k in (0..2).take_while(|_| block < blocks) {
+                    let absmax = s.largest(tops[k]);
+                    *moments[k].absmax.add(block) = absmax;
+                    inverses[k] = s.splat(inverse(absmax));
                 }
             }
         }

@@ -17,10 +17,10 @@ pub(crate) mod tests;
 #[cfg(target_arch = "x86_64")]
 mod vector;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use scalar::inverse;
 pub(crate) use scalar::{decode, encode};
 pub(crate) use tables::Buckets;
-#[cfg(target_arch = "x86_64")]
-pub(crate) use vector::put_block;
 
 use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool};

@@ -16,7 +16,7 @@ pub(crate) fn encode(map: Map, x: &[f32], codes: &mut [u8]) -> f32 {
 
 /// What the numbers of a block are multiplied by.
 #[inline(always)]
-pub(super) fn inverse(absmax: f32) -> f32 {
+pub(crate) fn inverse(absmax: f32) -> f32 {
     // Blocks of zeros become zeros; NaN stays.
     if absmax < SMALLEST { 1.0 / SMALLEST } else { 1.0 / absmax }
 }

@@ -9,7 +9,7 @@ use crate::simd::{Simd, simd_fn};
 /// # Safety
 /// `x` is readable and `codes` writable for [`BLOCK`] elements, and no magnitude is above `absmax`, unless that is NaN.
 #[inline(always)]
-pub(crate) unsafe fn put_block<S: Simd>(s: S, map: Map, x: *const f32, absmax: f32, codes: *mut u8) {
+unsafe fn put_block<S: Simd>(s: S, map: Map, x: *const f32, absmax: f32, codes: *mut u8) {
     let inverse = s.splat(inverse(absmax));
     let buckets = map.buckets();
     // SAFETY: blocks are whole vectors, and quotients are one at most, up to rounding.
