@@ -91,12 +91,12 @@ simd_fn! {
             // SAFETY: inside the blocks, which the operands have, and blocks are whole vectors; a fetch accesses nothing. Quotients are
             // one at most, up to rounding, since the divisor is the largest magnitude.
             unsafe {
-                let scales = [0, 1].map(|k| if block < blocks { s.splat(*moments[k].absmax.add(block)) } else { s.zero() });
+                let scales = [0, 1].map(|k: usize| if block < blocks { s.splat(*moments[k].absmax.add(block)) } else { s.zero() });
                 let mut tops = [s.zero(); 2];
                 for i in (0..BLOCK).step_by(S::LANES) {
                     let at = block * BLOCK + i;
                     if block > 0 {
-                        for k in 0..2 {
+                        for k in [0, 1] {
                             let quotient = s.mul(s.load(kept[k].0[before].as_ptr().add(i)), inverses[k]);
                             let codes = moments[k].codes.add(at - BLOCK);
                             match moments[k].map {
@@ -120,10 +120,12 @@ simd_fn! {
                         }
                     }
                 }
-                for k in (0..2).take_while(|_| block < blocks) {
-                    let absmax = s.largest(tops[k]);
-                    *moments[k].absmax.add(block) = absmax;
-                    inverses[k] = s.splat(inverse(absmax));
+                if block < blocks {
+                    for k in [0, 1] {
+                        let absmax = s.largest(tops[k]);
+                        *moments[k].absmax.add(block) = absmax;
+                        inverses[k] = s.splat(inverse(absmax));
+                    }
                 }
             }
         }
