@@ -1,7 +1,7 @@
 //! The step on vectors: everything between the loads and the stores stays in registers.
 
 use super::{Dense, Packed, Step};
-use crate::dynamic8::{BLOCK, Map, inverse};
+use crate::dynamic8::{BLOCK, Buckets, Map, inverse};
 use crate::simd::{Simd, prefetch, simd_fn};
 
 /// The numbers of a step in every lane.
@@ -75,59 +75,107 @@ const AHEAD: usize = 4 * BLOCK;
 #[repr(align(64))]
 struct Kept([[f32; BLOCK]; 2]);
 
+impl Kept {
+    const EMPTY: Kept = Kept([[0.0; BLOCK]; 2]);
+}
+
+/// How a moment is rounded, known when the loop is compiled.
+trait Rounding {
+    /// # Safety
+    /// As [`Simd::put_signed_codes`].
+    unsafe fn put<S: Simd>(s: S, x: S::F, buckets: &Buckets, out: *mut u8);
+}
+
+struct Signed;
+
+impl Rounding for Signed {
+    #[inline(always)]
+    unsafe fn put<S: Simd>(s: S, x: S::F, buckets: &Buckets, out: *mut u8) {
+        // SAFETY: promised by the caller.
+        unsafe { s.put_signed_codes(x, buckets, out) };
+    }
+}
+
+struct Unsigned;
+
+impl Rounding for Unsigned {
+    #[inline(always)]
+    unsafe fn put<S: Simd>(s: S, x: S::F, buckets: &Buckets, out: *mut u8) {
+        // SAFETY: promised by the caller.
+        unsafe { s.put_unsigned_codes(x, buckets, out) };
+    }
+}
+
 simd_fn! {
     /// Callers uphold the contract of [`super::scalar::packed`], for `blocks` whole blocks.
-    ///
-    /// A block is rounded while the next one makes its step: the step waits for divisions, and rounding for table look-ups.
     pub(super) fn packed<S>(s, by: Step, data: Packed, blocks: usize) {
-        let by = Lanes::new(s, &by);
-        let Packed { g, w, moments } = data;
-        let values = moments.map(|x| x.map.values().as_ptr());
-        let buckets = moments.map(|x| x.map.buckets());
-        let mut kept = [const { Kept([[0.0; BLOCK]; 2]) }; 2];
-        let mut inverses = [s.zero(); 2];
-        for block in 0..=blocks {
-            let (now, before) = (block % 2, (block + 1) % 2);
-            // SAFETY: inside the blocks, which the operands have, and blocks are whole vectors; a fetch accesses nothing. Quotients are
-            // one at most, up to rounding, since the divisor is the largest magnitude.
-            unsafe {
-                let scales = [0, 1].map(|k: usize| if block < blocks { s.splat(*moments[k].absmax.add(block)) } else { s.zero() });
-                let mut tops = [s.zero(); 2];
-                for i in (0..BLOCK).step_by(S::LANES) {
-                    let at = block * BLOCK + i;
-                    if block > 0 {
-                        for k in [0, 1] {
-                            let quotient = s.mul(s.load(kept[k].0[before].as_ptr().add(i)), inverses[k]);
-                            let codes = moments[k].codes.add(at - BLOCK);
-                            match moments[k].map {
-                                Map::Signed => s.put_signed_codes(quotient, buckets[k], codes),
-                                Map::Unsigned => s.put_unsigned_codes(quotient, buckets[k], codes),
-                            }
-                        }
-                    }
-                    if block < blocks {
-                        prefetch(g.wrapping_add(at + AHEAD));
-                        prefetch(w.wrapping_add(at + AHEAD));
-                        if i % 64 == 0 {
-                            moments.iter().for_each(|x| prefetch(x.codes.wrapping_add(at + AHEAD).cast()));
-                        }
-                        let old = [0, 1].map(|k: usize| s.mul(s.look_up(values[k], moments[k].codes.add(at)), scales[k]));
-                        let [new_w, new_m, new_v] = by.element(s, s.load(g.add(at)), s.load(w.add(at)), old[0], old[1]);
-                        s.store(w.add(at), new_w);
-                        for (k, x) in [new_m, new_v].into_iter().enumerate() {
-                            s.store(kept[k].0[now].as_mut_ptr().add(i), x);
-                            tops[k] = s.larger(tops[k], s.abs(x));
-                        }
-                    }
-                }
-                if block < blocks {
-                    for k in [0, 1] {
-                        let absmax = s.largest(tops[k]);
-                        *moments[k].absmax.add(block) = absmax;
-                        inverses[k] = s.splat(inverse(absmax));
-                    }
-                }
+        // SAFETY: promised by the caller.
+        unsafe {
+            match data.moments.map(|x| x.map) {
+                [Map::Signed, Map::Unsigned] => packed_as::<S, Signed, Unsigned>(s, &by, data, blocks),
+                [Map::Signed, Map::Signed] => packed_as::<S, Signed, Signed>(s, &by, data, blocks),
+                [Map::Unsigned, Map::Unsigned] => packed_as::<S, Unsigned, Unsigned>(s, &by, data, blocks),
+                [Map::Unsigned, Map::Signed] => packed_as::<S, Unsigned, Signed>(s, &by, data, blocks),
             }
+        }
+    }
+}
+
+/// A block is rounded while the next one makes its step: the step waits for divisions, and rounding for table look-ups.
+///
+/// # Safety
+/// As [`packed`].
+#[inline(always)]
+unsafe fn packed_as<S: Simd, M: Rounding, V: Rounding>(s: S, by: &Step, data: Packed, blocks: usize) {
+    if blocks == 0 {
+        return;
+    }
+    let by = Lanes::new(s, by);
+    let Packed { g, w, moments: [m, v] } = data;
+    let (values_m, values_v) = (m.map.values().as_ptr(), v.map.values().as_ptr());
+    let (buckets_m, buckets_v) = (m.map.buckets(), v.map.buckets());
+    let (mut kept_m, mut kept_v) = (Kept::EMPTY, Kept::EMPTY);
+    let (kept_m, kept_v) = (kept_m.0.as_mut_ptr().cast::<f32>(), kept_v.0.as_mut_ptr().cast::<f32>());
+    let (mut inverse_m, mut inverse_v) = (s.zero(), s.zero());
+    for block in 0..=blocks {
+        // Where this block's moments are kept, and those of the one before.
+        let (now, before) = (block % 2 * BLOCK, (block + 1) % 2 * BLOCK);
+        let start = block * BLOCK;
+        // SAFETY: inside the blocks, which the operands have, and blocks are whole vectors; a fetch accesses nothing. Quotients are
+        // one at most, up to rounding, since the divisor is the largest magnitude.
+        unsafe {
+            if block == blocks {
+                for i in (0..BLOCK).step_by(S::LANES) {
+                    M::put(s, s.mul(s.load(kept_m.add(before + i)), inverse_m), buckets_m, m.codes.add(start - BLOCK + i));
+                    V::put(s, s.mul(s.load(kept_v.add(before + i)), inverse_v), buckets_v, v.codes.add(start - BLOCK + i));
+                }
+                return;
+            }
+            let (scale_m, scale_v) = (s.splat(*m.absmax.add(block)), s.splat(*v.absmax.add(block)));
+            let (mut top_m, mut top_v) = (s.zero(), s.zero());
+            for i in (0..BLOCK).step_by(S::LANES) {
+                let at = start + i;
+                prefetch(g.wrapping_add(at + AHEAD));
+                prefetch(w.wrapping_add(at + AHEAD));
+                if i % 64 == 0 {
+                    prefetch(m.codes.wrapping_add(at + AHEAD).cast());
+                    prefetch(v.codes.wrapping_add(at + AHEAD).cast());
+                }
+                let old_m = s.mul(s.look_up(values_m, m.codes.add(at)), scale_m);
+                let old_v = s.mul(s.look_up(values_v, v.codes.add(at)), scale_v);
+                let [new_w, new_m, new_v] = by.element(s, s.load(g.add(at)), s.load(w.add(at)), old_m, old_v);
+                if block > 0 {
+                    M::put(s, s.mul(s.load(kept_m.add(before + i)), inverse_m), buckets_m, m.codes.add(at - BLOCK));
+                    V::put(s, s.mul(s.load(kept_v.add(before + i)), inverse_v), buckets_v, v.codes.add(at - BLOCK));
+                }
+                s.store(w.add(at), new_w);
+                s.store(kept_m.add(now + i), new_m);
+                s.store(kept_v.add(now + i), new_v);
+                (top_m, top_v) = (s.larger(top_m, s.abs(new_m)), s.larger(top_v, s.abs(new_v)));
+            }
+            let (absmax_m, absmax_v) = (s.largest(top_m), s.largest(top_v));
+            (*m.absmax.add(block), *v.absmax.add(block)) = (absmax_m, absmax_v);
+            (inverse_m, inverse_v) = (s.splat(inverse(absmax_m)), s.splat(inverse(absmax_v)));
         }
     }
 }
