@@ -15,11 +15,10 @@
 mod scalar;
 #[cfg(test)]
 mod tests;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 mod vector;
 
 use crate::dynamic8::{BLOCK, Map, PackedMut};
-use crate::isa::Isa;
 use crate::pool::Pool;
 
 /// Elements of one task: whole blocks.
@@ -60,8 +59,8 @@ pub fn step(pool: &Pool, by: &Step, g: &[f32], w: &mut [f32], m: &mut [f32], v: 
         unsafe {
             let part = data.after(start);
             match pool.isa() {
-                #[cfg(target_arch = "x86_64")]
-                isa @ (Isa::Avx2 | Isa::Avx512) => vector::dense(isa, *by, part, len),
+                #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+                isa if isa.is_wide() => vector::dense(isa, *by, part, len),
                 _ => scalar::dense(by, part, len),
             }
         }
@@ -86,8 +85,8 @@ pub fn step_packed(pool: &Pool, by: &Step, g: &[f32], w: &mut [f32], m: PackedMu
         unsafe {
             let part = data.after(start / BLOCK);
             let done = match pool.isa() {
-                #[cfg(target_arch = "x86_64")]
-                isa @ (Isa::Avx2 | Isa::Avx512) => {
+                #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+                isa if isa.is_wide() => {
                     vector::packed(isa, *by, part, whole);
                     whole
                 }

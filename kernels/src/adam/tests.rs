@@ -3,6 +3,7 @@
 use super::*;
 use crate::dynamic8::tests::{golden, golden_floats};
 use crate::dynamic8::{self, blocks};
+use crate::isa::Isa;
 
 const STEP: Step = Step {
     clip: 0.5,

@@ -14,15 +14,15 @@ mod scalar;
 mod tables;
 #[cfg(test)]
 pub(crate) mod tests;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 mod vector;
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 pub(crate) use scalar::inverse;
 pub(crate) use scalar::{decode, encode};
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 pub(crate) use tables::Buckets;
 
-use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool};
 
 /// Numbers that share a scale.
@@ -130,8 +130,8 @@ pub fn quantize(pool: &Pool, x: &[f32], out: PackedMut<'_>) {
         let x = &x[start..start + len];
         for ((x, codes), absmax) in x.chunks(BLOCK).zip(codes.chunks_mut(BLOCK)).zip(absmax) {
             *absmax = match pool.isa() {
-                #[cfg(target_arch = "x86_64")]
-                isa @ (Isa::Avx2 | Isa::Avx512) if x.len() == BLOCK => vector::encode(isa, map, x, codes),
+                #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+                isa if isa.is_wide() && x.len() == BLOCK => vector::encode(isa, map, x, codes),
                 _ => encode(map, x, codes),
             };
         }
@@ -152,8 +152,8 @@ pub fn dequantize(pool: &Pool, map: Map, codes: &[u8], absmax: &[f32], out: &mut
         let codes = codes[start..start + len].chunks(BLOCK);
         for ((out, codes), &absmax) in out.chunks_mut(BLOCK).zip(codes).zip(&absmax[start / BLOCK..]) {
             match pool.isa() {
-                #[cfg(target_arch = "x86_64")]
-                isa @ (Isa::Avx2 | Isa::Avx512) if out.len() == BLOCK => vector::decode(isa, map, codes, absmax, out),
+                #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+                isa if isa.is_wide() && out.len() == BLOCK => vector::decode(isa, map, codes, absmax, out),
                 _ => decode(map, codes, absmax, out),
             }
         }

@@ -1,6 +1,7 @@
 //! Maps, nearest entries against a search of all, and levels against each other.
 
 use super::*;
+use crate::isa::Isa;
 
 /// Random numbers with ends, middles between entries, infinities, NaN and numbers too small for a scale.
 fn numbers(len: usize, seed: u64, scale: f32) -> Vec<f32> {

@@ -22,7 +22,7 @@ pub(crate) use avx512::Avx512;
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::Neon;
 
-use crate::dynamic8::Buckets;
+use crate::dynamic8::{Buckets, Map};
 
 /// Vectors of `LANES` floats and masks over them.
 ///
@@ -59,17 +59,35 @@ pub(crate) trait Simd: Copy {
     ///
     /// # Safety
     /// `codes` is readable for `LANES` bytes and `table` for as many floats as the largest of them asks for.
-    unsafe fn look_up(self, table: *const f32, codes: *const u8) -> Self::F;
+    #[inline(always)]
+    unsafe fn look_up(self, table: *const f32, codes: *const u8) -> Self::F {
+        let mut lanes = [0.0; 16];
+        // SAFETY: promised by the caller; there are at most 16 lanes.
+        unsafe {
+            lanes[..Self::LANES].iter_mut().enumerate().for_each(|(i, x)| *x = *table.add(usize::from(*codes.add(i))));
+            self.load(lanes.as_ptr())
+        }
+    }
     /// Stores for each lane the number of the nearest entry of the signed map, [`crate::dynamic8::Map::nearest`].
     ///
     /// # Safety
     /// `out` is writable for `LANES` bytes, `buckets` are the map's, and no magnitude is above one but for a rounding; NaN may be there.
-    unsafe fn put_signed_codes(self, x: Self::F, buckets: &Buckets, out: *mut u8);
+    #[inline(always)]
+    unsafe fn put_signed_codes(self, x: Self::F, buckets: &Buckets, out: *mut u8) {
+        let _ = buckets;
+        // SAFETY: promised by the caller.
+        unsafe { put_codes(self, Map::Signed, x, out) };
+    }
     /// As [`Simd::put_signed_codes`], of the unsigned map.
     ///
     /// # Safety
     /// As there.
-    unsafe fn put_unsigned_codes(self, x: Self::F, buckets: &Buckets, out: *mut u8);
+    #[inline(always)]
+    unsafe fn put_unsigned_codes(self, x: Self::F, buckets: &Buckets, out: *mut u8) {
+        let _ = buckets;
+        // SAFETY: promised by the caller.
+        unsafe { put_codes(self, Map::Unsigned, x, out) };
+    }
     /// # Safety
     /// `p` is writable for `LANES` floats.
     unsafe fn store(self, p: *mut f32, v: Self::F);
@@ -98,7 +116,10 @@ pub(crate) trait Simd: Copy {
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
     /// The larger of two numbers that are not negative; NaN is larger than all.
-    fn larger(self, a: Self::F, b: Self::F) -> Self::F;
+    #[inline(always)]
+    fn larger(self, a: Self::F, b: Self::F) -> Self::F {
+        self.select(self.is_nan(a), a, self.max(a, b))
+    }
     /// The largest lane in the order of [`Simd::larger`].
     #[inline(always)]
     fn largest(self, a: Self::F) -> f32 {
@@ -190,6 +211,20 @@ pub(crate) trait Simd: Copy {
     unsafe fn store_up_to(self, p: *mut f32, n: usize, v: Self::F) {
         // SAFETY: promised by the caller.
         unsafe { if n >= Self::LANES { self.store(p, v) } else { self.store_part(p, n, v) } }
+    }
+}
+
+/// Codes lane by lane, where there are no table look-ups.
+///
+/// # Safety
+/// `out` is writable for `LANES` bytes.
+#[inline(always)]
+unsafe fn put_codes<S: Simd>(s: S, map: Map, x: S::F, out: *mut u8) {
+    let mut lanes = [0.0; 16];
+    // SAFETY: promised by the caller; there are at most 16 lanes.
+    unsafe {
+        s.store(lanes.as_mut_ptr(), x);
+        lanes[..S::LANES].iter().enumerate().for_each(|(i, &x)| *out.add(i) = map.nearest(x));
     }
 }
 
