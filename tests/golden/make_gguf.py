@@ -13,6 +13,7 @@ from conversion import ModelBase, ModelType, get_model_architecture, get_model_c
 
 OLD_NAMES = {
     "gpt_neox": lambda h: {"rotary_pct": h["rope_parameters"]["partial_rotary_factor"]},
+    "glm": lambda h: {"layernorm_epsilon": h["rms_norm_eps"]},
     "gpt2": lambda h: {"n_ctx": h["n_positions"]},
 }
 

@@ -66,6 +66,8 @@ families! {
     phi4_mini: "phi4-mini";
     qwen3: "qwen3";
     stablelm_parallel: "stablelm-parallel";
+    llama3_rope: "llama3-rope";
+    glm: "glm";
 }
 
 /// Version 2 differs in nothing but the number in the header.

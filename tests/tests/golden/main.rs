@@ -1,5 +1,6 @@
 //! Against numbers that other software computed; `golden/README.md` says which and how.
 
+mod encoder;
 mod families;
 mod gguf;
 mod nf4;

@@ -184,8 +184,12 @@ pub(super) fn rope_parameters(gguf: &Gguf, architecture: &str, theta: f64, head_
             }
             _ => return Err(FormatError::unsupported(path, format!("`{ROPE_FACTORS}` in {}", tensor.kind.name))),
         };
-        return llama3_parameters(&stored, theta, head_dim).ok_or_else(|| {
-            FormatError::unsupported(path, format!("`{ROPE_FACTORS}` holds other frequency factors than Llama 3's"))
+        let known = llama3_parameters(&stored, theta, head_dim).or_else(|| divided_parameters(&stored, theta, head_dim));
+        return known.ok_or_else(|| {
+            FormatError::invalid(
+                path,
+                format!("`{ROPE_FACTORS}` is no positive divisor for each of {} frequencies", head_dim / 2),
+            )
         });
     }
     let needs_factor =
@@ -219,6 +223,17 @@ fn llama3_parameters(stored: &[f32], theta: f64, head_dim: u64) -> Option<Json> 
         json!({
             "rope_type": "llama3", "rope_theta": theta, "factor": factor, "low_freq_factor": 1.0,
             "high_freq_factor": 4.0, "original_max_position_embeddings": LLAMA3_CONTEXT as u64,
+        })
+    })
+}
+
+/// Divisors of any other making, as the scaling that lists them.
+fn divided_parameters(stored: &[f32], theta: f64, head_dim: u64) -> Option<Json> {
+    let fine = stored.len() as u64 * 2 == head_dim && stored.iter().all(|divisor| divisor.is_finite() && *divisor > 0.0);
+    fine.then(|| {
+        json!({
+            "rope_type": "longrope", "rope_theta": theta, "short_factor": stored, "long_factor": stored, "attention_factor": 1.0,
+            "original_max_position_embeddings": LLAMA3_CONTEXT as u64,
         })
     })
 }
