@@ -393,9 +393,9 @@ mod tests {
 
     #[test]
     fn negative_numbers_are_values() {
-        let line = "infer --temperature -1 --presence_penalty -0.5 --top_p -1e-3";
+        let line = "infer --temperature -1 --presence_penalty -0.5 --top_p -0.001";
         let Command::Infer(args) = parse(line).unwrap().command else { panic!("not infer") };
-        assert_eq!((args.temperature, args.presence_penalty, args.top_p), (Some(-1.0), Some(-0.5), Some(-1e-3)));
+        assert_eq!((args.temperature, args.presence_penalty, args.top_p), (Some(-1.0), Some(-0.5), Some(-0.001)));
         // What can only be a count says so itself.
         let message = parse("infer --top_k -1").unwrap_err().to_string();
         assert!(message.contains("'-1'") && message.contains("--top_k"), "{message}");
