@@ -8,7 +8,7 @@ use swift_kernels::linear::int8::repacked_bytes;
 use swift_kernels::pages::prefer_huge;
 use swift_kernels::quant;
 
-use super::{Bound, memory, optimizer};
+use super::{Bound, memory, models, optimizer};
 use crate::{Bytes, CpuDevice, Device, Format, HostTensor, Inputs, Precision, Result, Store};
 
 /// A graph with its data, and what a run of it amounts to.
@@ -32,7 +32,10 @@ pub(super) fn of(family: &str) -> Vec<Build> {
     match family {
         "gemm" => gemm(),
         "linear" => linear(),
+        "experts" => models::experts(),
+        "conv" => models::conv(),
         "attention" => attention(),
+        "decode" => models::decode(),
         "cross-entropy" => vec![Box::new(|device| cross_entropy(device, [1024, 576, 49152]))],
         "lora" => vec![Box::new(|device| lora(device, [1024, 576, 1536], 8))],
         "optimizer" => optimizer::cases(),

@@ -10,7 +10,7 @@ use crate::{CpuDevice, CpuOptions, Device};
 fn every_case_compiles() {
     let device = CpuDevice::new(CpuOptions { threads: 1, isa: None }).unwrap();
     // The large weights of `linear` and the large arrays of `memory` are left to the command itself.
-    for name in ["gemm", "attention", "lora"] {
+    for name in ["gemm", "experts", "conv", "attention", "lora"] {
         for build in cases::of(name) {
             let case = build(&device).unwrap();
             let graph = passes::optimize(case.graph, &Options::default()).unwrap();
