@@ -101,28 +101,36 @@ fn long_prompts_are_cut_or_left_out_as_said() {
 }
 
 #[test]
-fn an_adapters_run_is_taken_up() {
-    let dir = tempfile::tempdir().unwrap();
-    rows(dir.path(), 10);
-    let sft = "sft --model swift-tiny --dataset rows.jsonl --split_dataset_ratio 0.3 --max_steps 2 --learning_rate 1e-2 \
-               --gradient_accumulation_steps 1 --output_dir out --system Count.";
-    let adapter = format!("{}/checkpoint-2", swift_host(dir.path(), sft).ok().stdout.trim_end());
-    // The rows that it held out, in order.
-    let (held, _) = answers(dir.path(), &format!("--adapters {adapter} --load_data_args true"));
-    let asked: Vec<Value> = std::fs::read_to_string(dir.path().join("rows.jsonl"))
-        .unwrap()
-        .lines()
-        .map(|line| serde_json::from_str::<Value>(line).unwrap()["messages"][0].clone())
-        .collect();
-    assert_eq!(held.len(), 3);
-    let mut places = held.iter().map(|a| asked.iter().position(|m| *m == a["messages"][0]).expect("a row of the dataset"));
-    assert!(places.clone().is_sorted() && places.all(|at| at < 10));
-    // Its system prompt is the default, and another wins.
-    let ask = |flags: &str| swift_host(dir.path(), &format!("infer --prompt Hello --max_new_tokens 8 {flags}")).ok().stdout;
-    let trained = ask(&format!("--adapters {adapter} --precision exact"));
-    assert_eq!(ask(&format!("--adapters {adapter} --precision exact --system Count.")), trained);
-    // Merged, it answers alike.
-    assert_eq!(ask(&format!("--adapters {adapter} --precision exact --merge_lora true")), trained);
+fn the_run_of_an_adapter_or_a_full_model_is_taken_up() {
+    for (tuner, flag) in [("lora", "--adapters"), ("full", "--model")] {
+        let dir = tempfile::tempdir().unwrap();
+        rows(dir.path(), 10);
+        let sft = format!(
+            "sft --model swift-tiny --dataset rows.jsonl --split_dataset_ratio 0.3 --max_steps 2 --learning_rate 1e-2 \
+             --gradient_accumulation_steps 1 --output_dir out --system Count. --tuner_type {tuner}"
+        );
+        let trained = format!("{flag} {}/checkpoint-2", swift_host(dir.path(), &sft).ok().stdout.trim_end());
+        // The rows that it held out, in order.
+        let (held, _) = answers(dir.path(), &format!("{trained} --load_data_args true"));
+        let asked: Vec<Value> = std::fs::read_to_string(dir.path().join("rows.jsonl"))
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap()["messages"][0].clone())
+            .collect();
+        assert_eq!(held.len(), 3);
+        let mut places = held.iter().map(|a| asked.iter().position(|m| *m == a["messages"][0]).expect("a row of the dataset"));
+        assert!(places.clone().is_sorted() && places.all(|at| at < 10));
+        // Its system prompt is the default, and another wins.
+        let line = format!("infer --prompt Hello --max_new_tokens 16 --precision exact {trained}");
+        let ask = |flags: &str| swift_host(dir.path(), &format!("{line} {flags}")).ok().stdout;
+        let answer = ask("");
+        assert_eq!(ask("--system Count."), answer, "{tuner}");
+        assert_ne!(ask("--system Other-words-altogether"), answer, "{tuner}");
+        if tuner == "lora" {
+            // Merged, it answers alike.
+            assert_eq!(ask("--merge_lora true"), answer);
+        }
+    }
 }
 
 #[test]

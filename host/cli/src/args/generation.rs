@@ -119,13 +119,14 @@ pub(crate) struct InferArgs {
     /// Dataset plugin that maps rows [default: by the rows' keys].
     #[arg(long, help_heading = "Input", value_name = "PLUGIN")]
     pub(crate) dataset_plugin: Option<String>,
-    /// System prompt, or a .txt file with it [default: that of the adapter's run].
+    /// System prompt, or a .txt file with it [default: that of the run which made the adapter or the model].
     #[arg(long, help_heading = "Input")]
     pub(crate) system: Option<String>,
-    /// Answer the rows that the adapter's run held out, by its `args.json` [default: false].
+    /// Answer the rows that the run of the adapter or the model held out, by its `args.json` [default: false].
     #[arg(long, help_heading = "Input", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) load_data_args: Option<bool>,
-    /// Use the model's chat template; otherwise it continues plain text [default: as the adapter was trained, else true].
+    /// Use the model's chat template; otherwise it continues plain text [default: as the adapter or the model was
+    /// trained, else true].
     #[arg(long, help_heading = "Input", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) use_chat_template: Option<bool>,
     /// Another chat template: `chatml`, or a file that ends in .jinja [default: the model's].

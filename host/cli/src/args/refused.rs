@@ -7,8 +7,8 @@ const PYTHON: &str = "Python files are not run here; plugins are WebAssembly com
                       `--dataset_plugin`, `--sampler`";
 const MEDIA: &str = "models read text only";
 const HEADS: &str = "models generate (`infer`) or give vectors (`embed`); there are no classifiers and rerankers";
-const ALWAYS: &str =
-    "what an adapter's `args.json` says is always taken up, and flags that are given win over it; leave the flag out";
+const ALWAYS: &str = "what the `args.json` of an adapter or a full checkpoint says is always taken up, and flags that are given win over \
+     it; leave the flag out";
 
 /// Name, or with a `*` the beginning of names, and the reason.
 const REFUSED: &[(&str, &str)] = &[

@@ -164,10 +164,12 @@ impl Truncation {
     }
 }
 
-/// What the run that made an adapter recorded; nothing for folders of other software.
+/// What the run recorded that made the adapter, or without one the model: checkpoints of full fine-tunes hold an `args.json` too. Nothing
+/// for models and folders of other software.
 pub(crate) fn recorded(args: &ModelArgs) -> Result<Value> {
-    let path = args.adapters.as_ref().map(|folder| folder.join("args.json"));
-    Ok(path.filter(|path| path.is_file()).map(|path| read_json(&path, MAX_CONFIG_BYTES)).transpose()?.unwrap_or(Value::Null))
+    let folder = args.adapters.as_deref().or(args.model.as_deref().map(Path::new));
+    let path = folder.map(|folder| folder.join("args.json")).filter(|path| path.is_file());
+    Ok(path.map(|path| read_json(&path, MAX_CONFIG_BYTES)).transpose()?.unwrap_or(Value::Null))
 }
 
 impl Session {
@@ -347,7 +349,11 @@ pub(crate) fn infer(environment: &Environment, args: &InferArgs) -> Result<ExitC
     let from_run = args.load_data_args.unwrap_or(false);
     let idle = [
         ("merge_lora", args.merge_lora == Some(true) && args.model.adapters.is_none(), "`--adapters`"),
-        ("load_data_args", from_run && args.model.adapters.is_none(), "`--adapters`"),
+        (
+            "load_data_args",
+            from_run && recorded(&args.model)?.is_null(),
+            "`--adapters` or a `--model` folder with the `args.json` of a run",
+        ),
         ("template", args.template.is_some() && args.use_chat_template == Some(false), "the chat template"),
         ("enable_thinking", args.enable_thinking.is_some() && args.use_chat_template == Some(false), "the chat template"),
     ];

@@ -129,7 +129,7 @@ pub(crate) fn infer_dataset(environment: &Environment, mut session: Session, arg
     Ok(ExitCode::SUCCESS)
 }
 
-/// The rows of the files named, or those that the adapter's run held out.
+/// The rows of the files named, or those that the run held out which made the adapter or the model.
 fn samples(environment: &Environment, args: &InferArgs) -> Result<Vec<Sample>> {
     if !args.load_data_args.unwrap_or(false) {
         let mut rows = Vec::new();
@@ -142,19 +142,16 @@ fn samples(environment: &Environment, args: &InferArgs) -> Result<Vec<Sample>> {
         return Ok(rows);
     }
     let mut recorded = recorded(&args.model)?;
-    if recorded.is_null() {
-        bail!("`--load_data_args` needs an adapter of `sft`, `pt` or `run`, whose folder has an `args.json`");
-    }
     if !args.val_dataset.is_empty() {
         recorded["val_dataset"] = json!(args.val_dataset);
     }
     if let Some(plugin) = &args.dataset_plugin {
         recorded["dataset_plugin"] = json!(plugin);
     }
-    let config: TrainConfig = serde_json::from_value(recorded).context("the adapter's `args.json` is not of this program")?;
+    let config: TrainConfig = serde_json::from_value(recorded).context("the run's `args.json` is not of this program")?;
     let rows = held_out(&config, environment)?;
     if rows.is_empty() {
-        bail!("the adapter's run held no rows out\nhint: name some with `--val_dataset`");
+        bail!("the run held no rows out\nhint: name some with `--val_dataset`");
     }
     Ok(rows)
 }
