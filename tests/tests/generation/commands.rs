@@ -120,15 +120,16 @@ fn the_run_of_an_adapter_or_a_full_model_is_taken_up() {
         assert_eq!(held.len(), 3);
         let mut places = held.iter().map(|a| asked.iter().position(|m| *m == a["messages"][0]).expect("a row of the dataset"));
         assert!(places.clone().is_sorted() && places.all(|at| at < 10));
-        // Its system prompt is the default, and another wins.
-        let line = format!("infer --prompt Hello --max_new_tokens 16 --precision exact {trained}");
-        let ask = |flags: &str| swift_host(dir.path(), &format!("{line} {flags}")).ok().stdout;
+        // Its system prompt is the default, and another wins: so say the log-probabilities.
+        std::fs::write(dir.path().join("one.jsonl"), "{\"query\":\"Hello\"}\n").unwrap();
+        let line = format!("--val_dataset one.jsonl --logprobs --precision exact {trained}");
+        let ask = |flags: &str| answers(dir.path(), &format!("{line} {flags}")).0.remove(0);
         let answer = ask("");
-        assert_eq!(ask("--system Count."), answer, "{tuner}");
-        assert_ne!(ask("--system Other-words-altogether"), answer, "{tuner}");
+        assert_eq!(ask("--system Count.")["logprobs"], answer["logprobs"], "{tuner}");
+        assert_ne!(ask("--system Other.")["logprobs"], answer["logprobs"], "{tuner}");
         if tuner == "lora" {
             // Merged, it answers alike.
-            assert_eq!(ask("--merge_lora true"), answer);
+            assert_eq!(ask("--merge_lora true")["response"], answer["response"]);
         }
     }
 }

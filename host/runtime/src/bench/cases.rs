@@ -35,7 +35,6 @@ pub(super) fn of(family: &str) -> Vec<Build> {
         "experts" => models::experts(),
         "conv" => models::conv(),
         "attention" => attention(),
-        "decode" => models::decode(),
         "cross-entropy" => vec![Box::new(|device| cross_entropy(device, [1024, 576, 49152]))],
         "lora" => vec![Box::new(|device| lora(device, [1024, 576, 1536], 8))],
         "optimizer" => optimizer::cases(),

@@ -22,8 +22,8 @@ use crate::{CpuDevice, Device, Error, Result};
 use cases::Case;
 
 /// What can be measured on its own, in the order of the report.
-pub const FAMILIES: [&str; 11] =
-    ["gemm", "linear", "experts", "conv", "attention", "decode", "cross-entropy", "lora", "memory", "optimizer", "pool"];
+pub const FAMILIES: [&str; 10] =
+    ["gemm", "linear", "experts", "conv", "attention", "cross-entropy", "lora", "memory", "optimizer", "pool"];
 
 /// Which ceiling a figure is held against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

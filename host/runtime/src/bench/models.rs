@@ -1,7 +1,7 @@
-//! Cases that some models have and others not: convolutions, experts, and keys and values of earlier tokens.
+//! Cases that some models have and others not: convolutions and experts.
 
-use swift_graph::op::{AttentionSpec, CachedAttention, Conv, ConvDw, ConvDx, ConvSpec, GroupedLinear, GroupedLinearDx};
-use swift_graph::{DType, Dim, Shape, Type};
+use swift_graph::op::{Conv, ConvDw, ConvDx, ConvSpec, GroupedLinear, GroupedLinearDx};
+use swift_graph::{DType, Shape, Type};
 
 use super::Bound;
 use super::cases::{Build, Case, dims, sizes_text};
@@ -43,7 +43,7 @@ fn convolution(device: &CpuDevice, op: &str, image: Image) -> Result<Case> {
     let w = [&[filters, x[1]][..], &vec![width; axes]].concat();
     let out = [&[x[0], filters][..], &x[2..].iter().map(|size| (size - 1) / stride + 1).collect::<Vec<_>>()].concat();
     let flops = 2.0 * (out.iter().product::<usize>() * w[1..].iter().product::<usize>()) as f64;
-    let shape = format!("{} {filters} of {width}, step {stride}", sizes_text(x));
+    let shape = format!("{} k{width} s{stride}", sizes_text(x));
     let mut c = Case::new(device, op, shape, "F32", flops, Bound::Flops);
     let fixed = |sizes: &[usize]| Shape::from(dims(sizes));
     let result = match op {
@@ -83,7 +83,7 @@ pub(super) fn experts() -> Vec<Build> {
 
 fn expert_layer(device: &CpuDevice, op: &str, format: Format) -> Result<Case> {
     let [n, chosen, count, k, out] = [512, 2, 8, 768, 2048];
-    let shape = format!("{n}x{k}x{out}, {chosen} of {count}");
+    let shape = format!("{n}x{k}x{out} {chosen}/{count}");
     let flops = 2.0 * (n * chosen * k * out) as f64;
     let mut c = Case::new(device, op, shape, &format!("{format:?}"), flops, Bound::Flops);
     let w = c.w(format, &[count, out, k])?;
@@ -102,41 +102,5 @@ fn expert_layer(device: &CpuDevice, op: &str, format: Format) -> Result<Case> {
         }
     };
     c.keep(y)?;
-    Ok(c)
-}
-
-/// One token of each of 32 sequences over a cache, past the last-level cache in f32.
-pub(super) fn decode() -> Vec<Build> {
-    [DType::F32, DType::F16, DType::S8].map(|dtype| -> Build { Box::new(move |device| cached(device, dtype)) }).into()
-}
-
-fn cached(device: &CpuDevice, dtype: DType) -> Result<Case> {
-    let [sequences, length, heads, kv_heads, d] = [32, 8192, 9, 3, 64];
-    let page = CachedAttention::PAGE as usize;
-    let columns = length / page;
-    let values = (2 * sequences * length * kv_heads) as f64;
-    let bytes = match dtype {
-        DType::F32 => 4.0 * d as f64,
-        DType::F16 => 2.0 * d as f64,
-        // With the scale of a row.
-        _ => d as f64 + 4.0,
-    };
-    let shape = format!("{sequences}x{length}, {heads}/{kv_heads}x{d}");
-    let mut c = Case::new(device, "attention over a cache", shape, dtype.name(), values * bytes, Bound::Read);
-    let state = |c: &mut Case, name: &str| {
-        let shape = [sequences * columns, page, kv_heads, d].map(|size| Dim::fixed(size as u64));
-        c.graph.declare_state(name, Type::f32(shape.to_vec()))
-    };
-    let (k_cache, v_cache) = (state(&mut c, "cache.k")?, state(&mut c, "cache.v")?);
-    let (q, k, v) = (c.x(&[sequences, heads, d])?, c.x(&[sequences, kv_heads, d])?, c.x(&[sequences, kv_heads, d])?);
-    let (slots, positions) = (c.whole(sequences, |i| i as i32)?, c.whole(sequences, |_| length as i32 - 1)?);
-    // Pages of a sequence lie apart, as they do once sequences have come and gone.
-    let table = (0..sequences * columns).map(|i| (i % columns * sequences + i / columns) as i32).collect();
-    c.inputs.set("pages", HostTensor::i32([sequences, columns], table));
-    let pages = c.graph.input("pages", Type::new(DType::S32, dims(&[sequences, columns])))?;
-    let spec = AttentionSpec::causal((d as f64).powf(-0.5));
-    let y = c.graph.push(CachedAttention { spec, k_cache, v_cache }, &[q, k, v, slots, positions, pages])?;
-    c.keep(y)?;
-    c.graph.set_cache_dtype(dtype)?;
     Ok(c)
 }
