@@ -27,7 +27,7 @@ const PARTS: [&str; 4] = ["absmax", "quant_map", "nested_absmax", "nested_quant_
 /// Values of a block of [`Format::Nf4`].
 const BLOCK: usize = 64;
 
-/// Levels of NF4, ascending.
+/// Levels of NF4, ascending: what a file must say that it uses. The kernels, which this crate does not know, have them too.
 const NF4: [f32; 16] = [
     -1.0,
     -0.696_192_8,

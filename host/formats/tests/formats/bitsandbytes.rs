@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use swift_formats::{Checkpoint, Format};
 
 const NAME: &str = "model.layers.0.mlp.up_proj.weight";
+/// As bitsandbytes writes them, apart from those that are tested.
 const LEVELS: [f32; 16] = [
     -1.0,
     -0.696_192_8,
