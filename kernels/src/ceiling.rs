@@ -174,7 +174,7 @@ fn int8_work(isa: Isa) -> f64 {
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level comes from a pool, which has checked it against the CPU.
-        Isa::Avx512 => unsafe { vector::int8_work_avx512() },
+        Isa::Avx512 | Isa::Amx => unsafe { vector::int8_work_avx512() },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Isa::Avx2 => unsafe { vector::int8_work_avx2() },

@@ -15,15 +15,17 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ, VL and VNNI (and everything of [`Isa::Avx2`]).
     Avx512,
+    /// Tile registers for `bf16` and `i8` (AMX), on Linux (and everything of [`Isa::Avx512`]).
+    Amx,
 }
 
 impl Isa {
     /// All levels, lowest first.
     #[cfg(not(target_arch = "aarch64"))]
-    pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Amx];
     /// All levels, lowest first. No processor has both of these families, so one order does for both.
     #[cfg(target_arch = "aarch64")]
-    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Neon, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::Neon, Isa::Avx2, Isa::Avx512, Isa::Amx];
 
     /// The best level that this CPU supports.
     pub fn detect() -> Isa {
@@ -35,6 +37,9 @@ impl Isa {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512vnni");
+            if avx2 && avx512 && crate::amx::available() {
+                return Isa::Amx;
+            }
             if avx2 && avx512 {
                 return Isa::Avx512;
             }
@@ -69,6 +74,7 @@ impl fmt::Display for Isa {
             Isa::Neon => "neon",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Amx => "amx",
         })
     }
 }
@@ -96,6 +102,7 @@ impl FromStr for Isa {
             "neon" => Ok(Isa::Neon),
             "avx2" => Ok(Isa::Avx2),
             "avx512" => Ok(Isa::Avx512),
+            "amx" => Ok(Isa::Amx),
             other => Err(UnknownIsa(other.to_owned())),
         }
     }

@@ -14,6 +14,8 @@
 //! * Wrong lengths are programmer mistakes and panic at the caller's line.
 
 pub mod adam;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod attention;
 pub mod ceiling;
 pub mod conv;

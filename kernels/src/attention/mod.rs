@@ -203,7 +203,7 @@ pub fn forward(pool: &Pool, spec: &Spec, x: &Inputs<'_>, o: &mut [f32], lse: &mu
     let runs = runs(x.segments);
     match pool.isa() {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 => tiled::forward(pool, spec, x, &runs, o, lse),
+        Isa::Avx2 | Isa::Avx512 | Isa::Amx => tiled::forward(pool, spec, x, &runs, o, lse),
         _ => scalar::forward(pool, spec, x, &runs, o, lse),
     }
 }
@@ -232,7 +232,7 @@ pub fn backward(pool: &Pool, spec: &Spec, x: &Inputs<'_>, saved: &Saved<'_>, d: 
     let runs = runs(x.segments);
     match pool.isa() {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 => tiled::backward(pool, spec, x, &runs, saved, d.d_q, d.d_k, d.d_v, d_bias),
+        Isa::Avx2 | Isa::Avx512 | Isa::Amx => tiled::backward(pool, spec, x, &runs, saved, d.d_q, d.d_k, d.d_v, d_bias),
         _ => scalar::backward(pool, spec, x, &runs, saved, d.d_q, d.d_k, d.d_v, d_bias),
     }
 }
@@ -376,7 +376,7 @@ pub fn cached(
     }
     match pool.isa() {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 => paged::attend(pool, spec, step, &places, format, [k_cache, v_cache], o),
+        Isa::Avx2 | Isa::Avx512 | Isa::Amx => paged::attend(pool, spec, step, &places, format, [k_cache, v_cache], o),
         _ => scalar::cached(pool, spec, step, &places, format, [k_cache, v_cache], o),
     }
     Ok(())

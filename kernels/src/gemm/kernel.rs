@@ -91,7 +91,7 @@ pub(crate) fn kernels(isa: Isa) -> &'static Kernels {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => &super::avx2::KERNELS,
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => &super::avx512::KERNELS,
+        Isa::Avx512 | Isa::Amx => &super::avx512::KERNELS,
         #[cfg(not(target_arch = "x86_64"))]
         _ => &super::scalar::KERNELS,
     }

@@ -159,7 +159,7 @@ fn row_dots(isa: Isa) -> RowDots {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => avx2::row_dots,
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => avx512::row_dots,
+        Isa::Avx512 | Isa::Amx => avx512::row_dots,
         #[cfg(not(target_arch = "x86_64"))]
         _ => scalar::row_dots,
     }

@@ -43,7 +43,7 @@ pub(crate) fn decoder(isa: Isa, format: Format) -> Decoder {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => avx2::decoder(format),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => avx512::decoder(format),
+        Isa::Avx512 | Isa::Amx => avx512::decoder(format),
         #[cfg(not(target_arch = "x86_64"))]
         _ => scalar::decoder(format),
     }

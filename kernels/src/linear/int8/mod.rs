@@ -129,7 +129,7 @@ fn tile_fn(isa: Isa) -> TileFn {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => avx2::tile,
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => avx512::tile,
+        Isa::Avx512 | Isa::Amx => avx512::tile,
         #[cfg(not(target_arch = "x86_64"))]
         _ => scalar::tile,
     }
@@ -139,7 +139,7 @@ fn tile_fn(isa: Isa) -> TileFn {
 fn direct_fn(isa: Isa, m: usize) -> Option<TileFn> {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 if m <= avx512::FEW => Some(avx512::direct),
+        Isa::Avx512 | Isa::Amx if m <= avx512::FEW => Some(avx512::direct),
         _ => {
             let _ = m;
             None

@@ -156,7 +156,7 @@ pub(super) fn widen(isa: Isa, kind: Kind, units: &[u8], out: &mut [Block]) {
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level comes from a pool, which has checked it against the CPU.
-        Isa::Avx512 => unsafe { super::avx512::widen(kind, units, out) },
+        Isa::Avx512 | Isa::Amx => unsafe { super::avx512::widen(kind, units, out) },
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => vector(isa, kind, units, out),
         _ => widen_with(kind, units, out),

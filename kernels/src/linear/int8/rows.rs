@@ -130,7 +130,7 @@ fn quantize(isa: Isa, x: &[[f32; BLOCK]], lines: &mut [Line], stride: usize) {
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level comes from a pool, which has checked it against the CPU.
-        Isa::Avx512 => unsafe { super::avx512::quantize(x, lines, stride) },
+        Isa::Avx512 | Isa::Amx => unsafe { super::avx512::quantize(x, lines, stride) },
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => vector(isa, x, lines, stride),
         _ => quantize_with(x, lines, stride),

@@ -43,7 +43,7 @@ pub unsafe fn dropout_raw(pool: &Pool, key: [u32; 2], stream: u32, rate: f64, le
     };
     let apply: Apply = match pool.isa() {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => avx512::apply,
+        Isa::Avx512 | Isa::Amx => avx512::apply,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => avx2::apply,
         _ => scalar::apply,
