@@ -309,6 +309,7 @@ impl<'a, const H: usize> Stream<'a, H> {
                 b: b.as_mut_ptr(),
                 b_stride: self.kernels.nr,
                 copy: std::ptr::null_mut(),
+                finite: true,
                 c: c.as_mut_ptr(),
                 ldc,
                 alpha: 1.0,

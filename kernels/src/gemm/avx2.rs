@@ -7,7 +7,8 @@ use std::arch::x86_64::*;
 
 use super::kernel::{DOTS, Kernels, Tile, Transpose};
 
-pub(crate) static KERNELS: Kernels = Kernels { mr: MR, nr: 2 * LANES, kc: 384, strip: 1 << 16, tile, transpose, dots };
+pub(crate) static KERNELS: Kernels =
+    Kernels { mr: MR, nr: 2 * LANES, kc: 384, strip: 1 << 16, tile, split: None, transpose, dots };
 
 const MR: usize = 6;
 const LANES: usize = 8;

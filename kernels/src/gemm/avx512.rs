@@ -8,7 +8,8 @@ use std::arch::x86_64::*;
 
 use super::kernel::{DOTS, Kernels, Tile, Transpose};
 
-pub(crate) static KERNELS: Kernels = Kernels { mr: MR, nr: 2 * LANES, kc: 1024, strip: 1 << 18, tile, transpose, dots };
+pub(crate) static KERNELS: Kernels =
+    Kernels { mr: MR, nr: 2 * LANES, kc: 1024, strip: 1 << 18, tile, split: None, transpose, dots };
 
 const MR: usize = 14;
 const LANES: usize = 16;
@@ -94,26 +95,78 @@ unsafe fn tile_of<const PACKED: bool, const ROWS: usize, const VECS: usize, cons
             }
             b = b.wrapping_add(t.b_stride);
         }
-        let alpha = _mm512_set1_ps(t.alpha);
-        let beta = _mm512_set1_ps(t.beta);
         for v in 0..VECS {
-            let bias = if t.bias.is_null() {
-                _mm512_setzero_ps()
-            } else {
-                _mm512_maskz_loadu_ps(masks[v], t.bias.wrapping_add(v * LANES))
-            };
+            let scale = Scale::new(t, v, masks[v]);
             for r in 0..ROWS {
-                let c = t.c.wrapping_add(r * t.ldc + v * LANES);
-                let mut value = _mm512_fmadd_ps(alpha, acc[r][v], bias);
-                if t.beta != 0.0 {
-                    let d = t.d.wrapping_add(r * t.ldd + v * LANES);
-                    value = _mm512_fmadd_ps(beta, _mm512_maskz_loadu_ps(masks[v], d), value);
-                }
-                if MASKED {
-                    _mm512_mask_storeu_ps(c, masks[v], value);
-                } else {
-                    _mm512_storeu_ps(c, value);
-                }
+                scale.put::<MASKED>(t, r, acc[r][v]);
+            }
+        }
+    }
+}
+
+/// What finishes the sums of a vector of columns.
+struct Scale {
+    alpha: __m512,
+    beta: __m512,
+    bias: __m512,
+    /// First column.
+    column: usize,
+    lanes: __mmask16,
+}
+
+impl Scale {
+    /// # Safety
+    /// A bias has as many values as `t` has columns.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    unsafe fn new(t: &Tile, vector: usize, lanes: __mmask16) -> Scale {
+        let column = vector * LANES;
+        let bias = if t.bias.is_null() {
+            _mm512_setzero_ps()
+        } else {
+            // SAFETY: lanes of its values.
+            unsafe { _mm512_maskz_loadu_ps(lanes, t.bias.wrapping_add(column)) }
+        };
+        Scale { alpha: _mm512_set1_ps(t.alpha), beta: _mm512_set1_ps(t.beta), bias, column, lanes }
+    }
+
+    /// # Safety
+    /// `c` and `d` have row `r`; all lanes count unless `MASKED`.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    unsafe fn put<const MASKED: bool>(&self, t: &Tile, r: usize, sums: __m512) {
+        let c = t.c.wrapping_add(r * t.ldc + self.column);
+        let mut value = _mm512_fmadd_ps(self.alpha, sums, self.bias);
+        // SAFETY: lanes of these rows.
+        unsafe {
+            if t.beta != 0.0 {
+                let d = t.d.wrapping_add(r * t.ldd + self.column);
+                value = _mm512_fmadd_ps(self.beta, _mm512_maskz_loadu_ps(self.lanes, d), value);
+            }
+            if MASKED {
+                _mm512_mask_storeu_ps(c, self.lanes, value);
+            } else {
+                _mm512_storeu_ps(c, value);
+            }
+        }
+    }
+}
+
+/// Finishes sums that were computed elsewhere, in rows `stride` apart.
+///
+/// # Safety
+/// AVX-512 F; the tile's outputs are as [`Kernels`] wants them.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn finish(t: &Tile, sums: &[f32], stride: usize) {
+    assert!(sums.len() >= t.rows * stride && stride >= t.cols.next_multiple_of(LANES));
+    for v in 0..t.cols.div_ceil(LANES) {
+        let lanes = mask(t.cols - v * LANES);
+        // SAFETY: sums by the check, outputs by the caller's promise.
+        unsafe {
+            let scale = Scale::new(t, v, lanes);
+            for r in 0..t.rows {
+                let row = _mm512_loadu_ps(sums.as_ptr().add(r * stride + v * LANES));
+                if lanes == !0 { scale.put::<false>(t, r, row) } else { scale.put::<true>(t, r, row) }
             }
         }
     }

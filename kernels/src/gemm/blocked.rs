@@ -19,9 +19,9 @@
 //! the shape alone.
 
 use super::finish::Finish;
-use super::kernel::{Epilogue, Kernels, Tile, kernels};
+use super::kernel::{Epilogue, Kernels, Split, Tile, kernels, kernels_for};
 use super::operand::{MatRef, Source};
-use super::pack::{GROUP, Panels, Part, pack_left};
+use super::pack::{COLUMNS, GROUP, Panels, Part, pack_left, pack_left_rows};
 use super::scratch::with_scratch;
 use crate::lora::Second;
 use crate::pool::{Disjoint, Pool};
@@ -119,7 +119,8 @@ fn products(
     out: Out<'_>,
     (epilogue, second): (Epilogue<'_>, Option<&Second<'_>>),
 ) {
-    let kernels = kernels(pool.isa());
+    let kernels = kernels_for(pool.isa(), sizes);
+    let second = second.map(|second| (second, self::kernels(pool.isa())));
     let Sizes { m, n, k } = sizes;
     let small = sizes.is_small();
     let kc = even_block(k, kernels.kc, b.units().0);
@@ -173,7 +174,9 @@ impl Grid {
             let rows = (2 * threads).div_ceil(least).min(tiles);
             return Grid { rows, strips: least, unit, units };
         }
-        let each = (units / threads / 4).clamp(1, 4).max(least.div_ceil(threads));
+        // What is split is so again for each strip: then few.
+        let most = if kernels.split.is_some() { 1 } else { 4 };
+        let each = (units / threads / 4).clamp(1, most).max(least.div_ceil(threads));
         Grid { rows: 1, strips: (each * threads).min(units), unit, units }
     }
 }
@@ -189,8 +192,8 @@ struct Walk<'a> {
     b: Panels<'a>,
     out: Out<'a>,
     epilogue: Epilogue<'a>,
-    /// What adds to each tile of a plain output, after the first pass over `k`.
-    second: Option<&'a Second<'a>>,
+    /// What adds to each tile of a plain output, after the first pass over `k`, and its kernels.
+    second: Option<(&'a Second<'a>, &'a Kernels)>,
 }
 
 /// The left operand of a block.
@@ -198,7 +201,7 @@ struct Walk<'a> {
 enum Left<'a> {
     /// In place; rows are contiguous.
     Rows(MatRef<'a>),
-    /// Packed, pass by pass and tile by tile.
+    /// Packed, pass by pass and tile by tile; by rows, if they are to be split.
     Packed(Disjoint<'a, f32>),
 }
 
@@ -219,7 +222,7 @@ struct Sums {
 
 /// Floats of a tile of any instruction set, on their way through a [`Finish`].
 #[repr(align(64))]
-struct Stage([f32; 512]);
+struct Stage([f32; 1024]);
 
 impl Block<'_> {
     /// Row tiles; their heights differ by at most one, so none is nearly empty.
@@ -243,7 +246,8 @@ impl Block<'_> {
                 for (k0, k) in self.passes() {
                     // SAFETY: each tile's rows are packed by one task.
                     let out = unsafe { packed.slice((k0 - self.ks.0) * self.rows.1 + start * k, rows * k) };
-                    pack_left(self.walk.kernels, a, (self.rows.0 + start, rows), (k0, k), out);
+                    let pack = if self.walk.kernels.split.is_some() { pack_left_rows } else { pack_left };
+                    pack(self.walk.kernels, a, (self.rows.0 + start, rows), (k0, k), out);
                 }
             }
         });
@@ -262,9 +266,13 @@ impl Block<'_> {
             Out::Finished(finish) if self.ks.1 > kc && finish.sums().is_none() => self.rows.1 * padded,
             _ => 0,
         };
-        let packed = kc.min(self.ks.1) * padded;
-        with_scratch(packed + waiting, |scratch| {
-            let (packed, waiting) = scratch.split_at_mut(packed);
+        let deepest = kc.min(self.ks.1);
+        let packed = kernels.room(deepest, padded);
+        // Room for a tile of the left operand, and a word for each panel: whether it is finite.
+        let left = kernels.split.map_or(0, |split| (split.room)(deepest) + padded / kernels.nr);
+        with_scratch(packed + left + waiting, |scratch| {
+            let (packed, scratch) = scratch.split_at_mut(packed);
+            let (left, waiting) = scratch.split_at_mut(left);
             let sums = match out {
                 Out::Plain(c, ldc) => Sums { origin: c.as_mut_ptr(), stride: ldc },
                 Out::Finished(finish) => match finish.sums() {
@@ -277,23 +285,59 @@ impl Block<'_> {
             };
             for (k0, k) in self.passes() {
                 let part = Part { k0, k, j0, cols };
+                if let Some(split) = kernels.split {
+                    let (left, finite) = left.split_at_mut((split.room)(deepest));
+                    self.split_right(split, part, packed, finite);
+                    self.tiles_of(tiles, part, (None, 0), packed, Some((split, left, finite)), sums);
+                    continue;
+                }
                 // Rows that are contiguous are packed by the first tile, which reads them anyway; but for a ragged end.
                 let source = self.walk.b.rows();
                 let whole = if source.is_some() { cols / GROUP * GROUP } else { 0 };
                 let rest = Part { j0: j0 + whole, cols: cols - whole, ..part };
                 self.walk.b.pack(kernels, rest, &mut packed[whole * k..]);
-                self.tiles_of(tiles, part, (source, whole), packed, sums);
+                self.tiles_of(tiles, part, (source, whole), packed, None, sums);
             }
         });
     }
 
-    /// Adds one pass to the given tiles of a strip, whose first `whole` columns are packed by the first of them.
+    /// Splits the panels of a strip; `finite` becomes 1 for each whose values all are, else 0.
+    fn split_right(&self, split: Split, part: Part, panels: &mut [f32], finite: &mut [f32]) {
+        let Walk { kernels, b, .. } = *self.walk;
+        let (nr, Part { k, cols, .. }) = (kernels.nr, part);
+        let mut split = |first: usize, floats: &[f32], stride: usize| {
+            let cols = nr.min(cols - first);
+            let panel = &mut panels[kernels.room(k, first)..][..(split.room)(k)];
+            assert!(floats.len() >= (k - 1) * stride + cols);
+            // SAFETY: `k` rows of the columns and the panel's room, by the checks.
+            let whole = unsafe { (split.right)(floats.as_ptr(), stride, cols, k, panel.as_mut_ptr()) };
+            finite[first / nr] = f32::from(whole);
+        };
+        if let Some(rows) = b.rows() {
+            for first in (0..cols).step_by(nr) {
+                split(first, &rows.data[rows.at(part.k0, part.j0 + first)..], rows.row_stride);
+            }
+            return;
+        }
+        let columns = b.units().1.max(COLUMNS);
+        with_scratch(columns.min(cols.next_multiple_of(GROUP)) * k, |floats| {
+            for start in (0..cols).step_by(columns) {
+                let cols = columns.min(cols - start);
+                b.pack(kernels, Part { j0: part.j0 + start, cols, ..part }, floats);
+                (0..cols).step_by(nr).for_each(|first| split(start + first, &floats[first * k..], nr));
+            }
+        });
+    }
+
+    /// Adds one pass to the given tiles of a strip, whose first `whole` columns are packed by the first of them. What is split comes with room
+    /// for a tile of the left operand and which panels are finite.
     fn tiles_of(
         &self,
         (tile0, tile_count): (usize, usize),
         part: Part,
         (source, whole): (Option<MatRef<'_>>, usize),
         panels: &mut [f32],
+        mut split: Option<(Split, &mut [f32], &[f32])>,
         sums: Sums,
     ) {
         let Walk { kernels, k, out, epilogue, .. } = *self.walk;
@@ -306,17 +350,25 @@ impl Block<'_> {
         if let Some(source) = source {
             source.check(part.k0 + part.k, part.j0 + whole);
         }
-        let mut stage = Stage([0.0; 512]);
+        let mut stage = Stage([0.0; 1024]);
+        // SAFETY: the level is the pool's.
+        let _tiles = split.as_ref().map(|(split, ..)| unsafe { (split.tiles)() });
         for tile in tile0..tile0 + tile_count {
             let (start, rows) = part_of(self.rows.1, tiles, tile);
             let i = self.rows.0 + start;
-            let (a, a_stride) = match self.left {
+            let (mut a, mut a_stride) = match self.left {
                 Left::Rows(a) => (a.data[a.at(i, part.k0)..].as_ptr(), a.row_stride),
                 Left::Packed(a) => {
                     let at = (part.k0 - self.ks.0) * self.rows.1 + start * part.k;
-                    (a.after(at).as_mut_ptr().cast_const(), 0)
+                    (a.after(at).as_mut_ptr().cast_const(), if split.is_some() { part.k } else { 0 })
                 }
             };
+            let mut finite = true;
+            if let Some((split, left, _)) = &mut split {
+                // SAFETY: `rows` rows of the pass, and room for them.
+                finite = unsafe { (split.left)(a, a_stride, rows, part.k, left.as_mut_ptr()) };
+                (a, a_stride) = (left.as_ptr(), 0);
+            }
             for first in (0..part.cols).step_by(nr) {
                 let (j, cols) = (part.j0 + first, nr.min(part.cols - first));
                 let c = sums.origin.wrapping_add(i * sums.stride + j);
@@ -324,7 +376,7 @@ impl Block<'_> {
                     Some((values, stride)) => (values[i * stride + j..].as_ptr(), stride),
                     None => (c.cast_const(), sums.stride),
                 };
-                let panel = &mut panels[first * part.k..];
+                let panel = &mut panels[kernels.room(part.k, first)..];
                 let (b, b_stride, copy) = match source {
                     // One tile alone needs no copy.
                     Some(source) if tile == tile0 && first < whole => {
@@ -343,6 +395,7 @@ impl Block<'_> {
                     b,
                     b_stride,
                     copy,
+                    finite: finite && split.as_ref().is_none_or(|(.., panels)| panels[first / nr] == 1.0),
                     c,
                     ldc: sums.stride,
                     alpha: epilogue.alpha,
@@ -357,7 +410,7 @@ impl Block<'_> {
                 }
                 // SAFETY: both operands hold the tile, the output was checked to, and no other task has it.
                 unsafe { (kernels.tile)(&tile) };
-                if let (Some(second), 0) = (self.walk.second, part.k0) {
+                if let (Some((second, kernels)), 0) = (self.walk.second, part.k0) {
                     // SAFETY: as above; the tile lies in the output.
                     unsafe { second.add(kernels, (i, rows), (j, cols), c, sums.stride) };
                 }

@@ -1,10 +1,17 @@
 //! The inner kernels of a matrix product, one table per instruction set.
 
+use super::blocked::Sizes;
+#[cfg(target_arch = "x86_64")]
+use crate::amx::Tiles;
 use crate::isa::Isa;
+
+/// Registers that no kernel needs to take.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) struct Tiles;
 
 /// One register tile: `c = alpha a b + bias + beta d`, where `d` may be `c`.
 ///
-/// `a` is packed `[k][rows]` if `a_stride` is zero, else rows of `k` contiguous values, `a_stride` apart;
+/// Where kernels have a [`Split`], both operands are split for them. Else `a` is packed `[k][rows]` if `a_stride` is zero, else rows of `k` contiguous values, `a_stride` apart;
 /// `b` has `k` rows of `cols` contiguous values, `b_stride` apart.
 pub(crate) struct Tile {
     /// 1 to `Kernels::mr`.
@@ -18,6 +25,8 @@ pub(crate) struct Tile {
     pub(crate) b_stride: usize,
     /// Where rows of `b` are copied to on the way, one after the other; or null. Only for `cols` equal to `Kernels::nr`.
     pub(crate) copy: *mut f32,
+    /// Operands that are split have only finite values.
+    pub(crate) finite: bool,
     pub(crate) c: *mut f32,
     pub(crate) ldc: usize,
     pub(crate) alpha: f32,
@@ -65,12 +74,34 @@ pub(crate) struct Kernels {
     pub(crate) strip: usize,
     /// Computes a tile, of any size up to `mr` by `nr`.
     pub(crate) tile: unsafe fn(&Tile),
+    /// What operands become before a tile is computed, if they do not stay floats.
+    pub(crate) split: Option<Split>,
     /// `dst[i * dst_stride + r] = src[r * src_stride + i]` for `r < rows <= 16`, `i < len`.
     ///
     /// Values of `dst` between its rows become arbitrary, those after the last do not.
     pub(crate) transpose: unsafe fn(Transpose),
     /// `out[4 r + s] = x[r] . y[s]` over `k` contiguous values.
     pub(crate) dots: unsafe fn(usize, &[*const f32; DOTS], &[*const f32; DOTS], &mut [f32; DOTS * DOTS]),
+}
+
+impl Kernels {
+    /// Floats that panels of `k` values of each of `cols` columns, whole panels, take the room of.
+    pub(crate) fn room(&self, k: usize, cols: usize) -> usize {
+        self.split.map_or(cols * k, |split| cols / self.nr * (split.room)(k))
+    }
+}
+
+/// How operands of tiles are split, see [`super::split`].
+#[derive(Clone, Copy)]
+pub(crate) struct Split {
+    /// Floats that `k` values of each of `mr` rows, or `nr` columns, take the room of.
+    pub(crate) room: fn(usize) -> usize,
+    /// Splits rows of `k` contiguous values, given by the first, the distance to the next, and their number and `k`. Whether all are finite.
+    pub(crate) left: unsafe fn(*const f32, usize, usize, usize, *mut f32) -> bool,
+    /// Splits `k` rows of contiguous columns, given by the first, the distance to the next, and the number of columns and `k`.
+    pub(crate) right: unsafe fn(*const f32, usize, usize, usize, *mut f32) -> bool,
+    /// What a thread holds while it computes tiles.
+    pub(crate) tiles: unsafe fn() -> Tiles,
 }
 
 /// Arguments of `Kernels::transpose`.
@@ -84,7 +115,17 @@ pub(crate) struct Transpose {
     pub(crate) dst_stride: usize,
 }
 
-/// The kernels of `isa`, which a pool has checked to be supported.
+/// The kernels for products of such sizes.
+pub(crate) fn kernels_for(isa: Isa, sizes: Sizes) -> &'static Kernels {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Amx && super::amx::pays(sizes) {
+        return &super::amx::KERNELS;
+    }
+    let _ = sizes;
+    kernels(isa)
+}
+
+/// The kernels of `isa` that take operands as floats, which a pool has checked to be supported.
 pub(crate) fn kernels(isa: Isa) -> &'static Kernels {
     match isa {
         Isa::Scalar => &super::scalar::KERNELS,

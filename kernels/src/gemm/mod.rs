@@ -10,6 +10,9 @@
 //!   weights are decoded by the packer.
 //! * `thin`: one side of at most 16; the large operand is read once, unpacked.
 //!
+//! Where a matrix unit multiplies `bf16` only ([`crate::isa::Isa::Amx`]), operands of large products are split into three such parts each
+//! (`split`); six products of parts are as exact as one of floats and still faster.
+//!
 //! Processors without a kernel of ours use the `gemm` crate (`fallback`).
 //!
 //! The choice depends on shapes and strides only, and no sum over `k` is ever
@@ -19,6 +22,8 @@
 
 use crate::pool::{Disjoint, Pool};
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -34,6 +39,8 @@ mod operand;
 pub(crate) mod pack;
 mod scalar;
 pub(crate) mod scratch;
+#[cfg(target_arch = "x86_64")]
+mod split;
 #[cfg(test)]
 mod tests;
 mod thin;

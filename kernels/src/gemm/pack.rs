@@ -327,6 +327,42 @@ pub(crate) fn pack_left(kernels: &Kernels, a: &Source<'_>, (i0, rows): (usize, u
     }
 }
 
+/// [`pack_left`], but rows one after the other, `[rows][k]`.
+pub(crate) fn pack_left_rows(
+    kernels: &Kernels,
+    a: &Source<'_>,
+    (i0, rows): (usize, usize),
+    (k0, k): (usize, usize),
+    out: &mut [f32],
+) {
+    let by_element = |get: &dyn Fn(usize, usize) -> f32, out: &mut [f32]| {
+        for (r, out) in out.chunks_exact_mut(k).take(rows).enumerate() {
+            out.iter_mut().enumerate().for_each(|(p, out)| *out = get(i0 + r, k0 + p));
+        }
+    };
+    match a {
+        Source::Floats(a) if a.row_stride == 1 => {
+            a.check(i0 + rows, k0 + k);
+            assert!(out.len() >= rows * k);
+            for p in (0..k).step_by(16) {
+                // The last columns overlap the ones before: fewer than 16 would spill over what follows them in the next row.
+                let p = p.min(k.saturating_sub(16));
+                let (src, dst) = (a.data[a.at(i0, k0 + p)..].as_ptr(), out[p..].as_mut_ptr());
+                let part = Transpose { rows: 16.min(k), len: rows, src, src_stride: a.col_stride, dst, dst_stride: k };
+                // SAFETY: up to 16 columns of `rows` values, each a row to the kernel, and as many values of each row of `out`.
+                unsafe { (kernels.transpose)(part) };
+            }
+        }
+        Source::Floats(a) => by_element(&|i, p| a.data[a.at(i, p)], out),
+        Source::Halves(a) if a.matrix.col_stride == 1 => {
+            for (r, out) in out.chunks_exact_mut(k).take(rows).enumerate() {
+                a.run(a.matrix.at(i0 + r, k0), out);
+            }
+        }
+        Source::Halves(a) => by_element(&|i, p| a.get(i, p), out),
+    }
+}
+
 /// [`pack_left`] for floats.
 pub(crate) fn pack_a(kernels: &Kernels, a: &MatRef<'_>, (i0, rows): (usize, usize), (k0, k): (usize, usize), out: &mut [f32]) {
     a.check(i0 + rows, k0 + k);

@@ -2,7 +2,7 @@
 
 use super::kernel::{DOTS, Kernels, Tile, Transpose};
 
-pub(crate) static KERNELS: Kernels = Kernels { mr: MR, nr: NR, kc: 384, strip: 1 << 16, tile, transpose, dots };
+pub(crate) static KERNELS: Kernels = Kernels { mr: MR, nr: NR, kc: 384, strip: 1 << 16, tile, split: None, transpose, dots };
 
 const MR: usize = 4;
 const NR: usize = 8;

@@ -164,27 +164,33 @@ impl Second<'_> {
         c: *mut f32,
         ldc: usize,
     ) {
-        let (h, b) = (&self.h.data[self.h.at(i, 0)..], &self.panels[j * self.rank..]);
-        debug_assert!(h.len() >= rows * self.rank && b.len() >= kernels.nr * (self.rank - 1) + cols);
-        // SAFETY: `h` has these rows, the other side is packed for these columns; the output by the caller's promise.
-        unsafe {
-            (kernels.tile)(&Tile {
-                rows,
-                cols,
-                k: self.rank,
-                a: h.as_ptr(),
-                a_stride: self.rank,
-                b: b.as_ptr(),
-                b_stride: kernels.nr,
-                copy: std::ptr::null_mut(),
-                c,
-                ldc,
-                alpha: self.factor,
-                beta: 1.0,
-                d: c,
-                ldd: ldc,
-                bias: std::ptr::null(),
-            });
+        let b = &self.panels[j * self.rank..];
+        debug_assert!(b.len() >= kernels.nr * (self.rank - 1) + cols);
+        for row in (0..rows).step_by(kernels.mr) {
+            let (h, c) = (&self.h.data[self.h.at(i + row, 0)..], c.wrapping_add(row * ldc));
+            let rows = kernels.mr.min(rows - row);
+            debug_assert!(h.len() >= rows * self.rank);
+            // SAFETY: `h` has these rows, the other side is packed for these columns; the output by the caller's promise.
+            unsafe {
+                (kernels.tile)(&Tile {
+                    rows,
+                    cols,
+                    k: self.rank,
+                    a: h.as_ptr(),
+                    a_stride: self.rank,
+                    b: b.as_ptr(),
+                    b_stride: kernels.nr,
+                    copy: std::ptr::null_mut(),
+                    finite: true,
+                    c,
+                    ldc,
+                    alpha: self.factor,
+                    beta: 1.0,
+                    d: c,
+                    ldd: ldc,
+                    bias: std::ptr::null(),
+                });
+            }
         }
     }
 }
