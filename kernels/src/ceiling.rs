@@ -3,6 +3,8 @@
 //! Each figure is the fastest of several short runs on all threads of the pool, with the instruction set of the pool. A kernel
 //! can come near a ceiling and not pass it; a reading above 100% means that the ceiling was disturbed while it was taken.
 
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 mod vector;
 
@@ -17,9 +19,10 @@ use crate::pool::Pool;
 /// Rates that no kernel on these threads can exceed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Ceilings {
-    /// `f32` multiply-adds, counted as two operations each, per second.
+    /// `f32` multiply-adds, counted as two operations each, per second. With a matrix unit for `bf16`, a sixth of what it does (see
+    /// [`crate::gemm`]), if that is more.
     pub flops: f64,
-    /// Products of 8-bit integers and their sums (quadruples in 32 bits with VNNI, else pairs in 16), two operations each, per second.
+    /// Products of 8-bit integers and their sums (quadruples in 32 bits with VNNI and in a matrix unit, else pairs in 16), two operations each, per second.
     pub int8_ops: f64,
     /// Bytes per second read from memory, past the caches.
     pub read: f64,
@@ -85,7 +88,7 @@ impl Ceilings {
         };
         let (copy, copy_near) = (copy(STREAMED), copy(NEAR));
         Ceilings {
-            flops: work(pool, float_work),
+            flops: flops(pool),
             int8_ops: work(pool, int8_work),
             read: STREAMED as f64 / read.into_iter().fold(f64::INFINITY, f64::min),
             copy,
@@ -151,6 +154,17 @@ fn work(pool: &Pool, unit: fn(Isa) -> f64) -> f64 {
     operations / seconds
 }
 
+/// Multiply-adds per second, by the faster way.
+fn flops(pool: &Pool) -> f64 {
+    let vectors = work(pool, float_work);
+    #[cfg(target_arch = "x86_64")]
+    if pool.isa() == Isa::Amx {
+        // SAFETY: the level was just checked.
+        return vectors.max(work(pool, |_| unsafe { tiles::half_work() }) / 6.0);
+    }
+    vectors
+}
+
 /// One task of multiply-adds in registers; returns how many operations it took.
 fn float_work(isa: Isa) -> f64 {
     match isa {
@@ -174,7 +188,10 @@ fn int8_work(isa: Isa) -> f64 {
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level comes from a pool, which has checked it against the CPU.
-        Isa::Avx512 | Isa::Amx => unsafe { vector::int8_work_avx512() },
+        Isa::Amx => unsafe { tiles::int8_work() },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx512 => unsafe { vector::int8_work_avx512() },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Isa::Avx2 => unsafe { vector::int8_work_avx2() },

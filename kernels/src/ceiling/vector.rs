@@ -10,7 +10,7 @@ use std::hint::black_box;
 use crate::simd::{prefetch, simd_fn};
 
 /// Rounds of a task in registers: some hundred microseconds.
-const STEPS: usize = 20_000;
+pub(super) const STEPS: usize = 20_000;
 
 /// Independent chains: latency times throughput of a multiply-add is at most ten on the CPUs of these levels.
 const CHAINS: usize = 12;
