@@ -13,8 +13,8 @@
 
 use crate::format::Weight;
 use crate::gemm::MatRef;
-use crate::gemm::blocked::run;
-use crate::gemm::kernel::{Kernels, Tile, kernels};
+use crate::gemm::blocked::{Sizes, run};
+use crate::gemm::kernel::{Kernels, Tile, kernels_for};
 use crate::gemm::pack::{COLUMNS, GROUP, Panels, Part, pack_a};
 use crate::gemm::scratch::with_scratch;
 use crate::linear::floats;
@@ -47,7 +47,13 @@ pub(super) fn tile_width(vocab: usize, d: usize) -> usize {
 pub(super) fn scratch_len(rows: usize, vocab: usize, d: &[usize]) -> usize {
     let widest = d.iter().copied().max().unwrap_or(0);
     let width = tile_width(vocab, widest);
-    d.iter().map(|&d| rows * d + rows * width + 2 * width * (d + d.next_multiple_of(GROUP))).sum()
+    d.iter().map(|&d| packed_len(rows, d) + rows * width + 2 * (packed_len(width, d) + packed_len(d, width))).sum()
+}
+
+/// Floats that `k` values of each of `rows` rows or columns take at most when they are packed, by any kernels: split, as a rule
+/// (see [`crate::gemm::kernel::Split`]), with every pass over `k`.
+fn packed_len(rows: usize, k: usize) -> usize {
+    rows.div_ceil(GROUP) * (3 * GROUP * k.next_multiple_of(GROUP) / 2 + 16 * (k.div_ceil(KC) + 1))
 }
 
 /// Hidden states `[n, w.cols]`, and the projection that turns them into logits.
@@ -100,9 +106,10 @@ struct Place {
 impl<'a, const H: usize> Stream<'a, H> {
     /// Packs `rows` of each head. Sizes have been checked by the caller; heads share the vocabulary.
     pub(super) fn new(pool: &'a Pool, rows: &[usize], heads: [Head<'a>; H], scratch: &'a mut [f32]) -> Stream<'a, H> {
-        let kernels = kernels(pool.isa());
         let vocab = heads[0].w.rows;
-        let width = tile_width(vocab, heads.iter().map(|head| head.w.cols).max().unwrap_or(0));
+        let widest = heads.iter().map(|head| head.w.cols).max().unwrap_or(0);
+        let kernels = kernels_for(pool.isa(), Sizes { m: rows.len(), n: vocab, k: widest });
+        let width = tile_width(vocab, widest);
         let height = kernels.mr * (rows.len() / (16 * kernels.mr)).clamp(1, BLOCK_TILES);
         let small = rows.len() * vocab * heads.iter().map(|head| head.w.cols).sum::<usize>() < SMALL;
         let mut scratch = Disjoint::new(scratch);
@@ -124,23 +131,37 @@ impl<'a, const H: usize> Stream<'a, H> {
                 }
             };
             let kc = d.div_ceil(d.div_ceil(KC).max(1)).next_multiple_of(forward.units().0);
-            let weight = [(); 2].map(|()| [take(width * d), take(width * d.next_multiple_of(GROUP))]);
-            Packed { d, kc, forward, back, x: take(rows.len() * d), logits: take(rows.len() * width), weight }
+            let weight = [(); 2].map(|()| [take(packed_len(width, d)), take(packed_len(d, width))]);
+            Packed { d, kc, forward, back, x: take(packed_len(rows.len(), d)), logits: take(rows.len() * width), weight }
         });
         let stream = Stream { pool, kernels, small, rows: rows.len(), vocab, width, height, heads: packed };
         stream.pack_rows(rows, heads);
         stream
     }
 
-    /// First row and number of rows of the register tiles of a block.
-    fn tiles(&self, block: usize) -> impl Iterator<Item = (usize, usize)> + use<H> {
+    /// Number, first row and number of rows of the register tiles of a block.
+    fn tiles(&self, block: usize) -> impl Iterator<Item = (usize, usize, usize)> + use<H> {
         let start = block * self.height;
         let len = self.height.min(self.rows - start);
         let tiles = len.div_ceil(self.kernels.mr);
+        let before = start / self.kernels.mr;
         (0..tiles).map(move |tile| {
             let first = len * tile / tiles;
-            (start + first, len * (tile + 1) / tiles - first)
+            (before + tile, start + first, len * (tile + 1) / tiles - first)
         })
+    }
+
+    /// Floats that the passes up to `k` of `columns` rows or columns take when they are packed.
+    fn before(&self, head: &Packed<'a>, k: usize, columns: usize) -> usize {
+        let (passes, rest) = (k / head.kc, k % head.kc);
+        let room = |k: usize| if k > 0 { self.kernels.room(k, columns) } else { 0 };
+        passes * room(head.kc) + room(rest)
+    }
+
+    /// Where the part from `k0` on of a tile of packed rows starts.
+    fn rows_at(&self, head: &Packed<'a>, tile: usize, k0: usize) -> usize {
+        let mr = self.kernels.mr;
+        tile * self.before(head, head.d, mr) + self.before(head, k0, mr)
     }
 
     fn pack_rows(&self, rows: &[usize], heads: [Head<'_>; H]) {
@@ -148,16 +169,23 @@ impl<'a, const H: usize> Stream<'a, H> {
             for (head, packed) in heads.iter().zip(&self.heads) {
                 let Packed { d, kc, .. } = *packed;
                 with_scratch(self.kernels.mr * d, |gathered| {
-                    for (first, count) in self.tiles(block) {
+                    for (tile, first, count) in self.tiles(block) {
                         for (to, &row) in gathered.chunks_exact_mut(d).zip(&rows[first..][..count]) {
                             to.copy_from_slice(&head.x[row * d..][..d]);
                         }
                         let gathered = MatRef::new(gathered, d);
                         for k0 in (0..d).step_by(kc) {
                             let k = kc.min(d - k0);
+                            let room = self.kernels.room(k, self.kernels.mr);
                             // SAFETY: each tile is packed by one task.
-                            let out = unsafe { packed.x.slice(first * d + k0 * count, k * count) };
-                            pack_a(self.kernels, &gathered, (0, count), (k0, k), out);
+                            let out = unsafe { packed.x.slice(self.rows_at(packed, tile, k0), room) };
+                            match self.kernels.split {
+                                // SAFETY: `count` rows were gathered, and the room is a tile's.
+                                Some(split) => unsafe {
+                                    (split.left)(gathered.data[k0..].as_ptr(), d, count, k, out.as_mut_ptr())
+                                },
+                                None => pack_a(self.kernels, &gathered, (0, count), (k0, k), out),
+                            }
                         }
                     }
                 });
@@ -214,9 +242,10 @@ impl<'a, const H: usize> Stream<'a, H> {
             let padded = place.width.next_multiple_of(GROUP);
             for k0 in (0..head.d).step_by(head.kc) {
                 let k = head.kc.min(head.d - k0);
-                let start = padded * k0 + first * k;
+                let start = self.before(head, k0, padded) + self.kernels.room(k, first);
+                let room = self.kernels.room(k, cols.next_multiple_of(GROUP));
                 // SAFETY: each task packs columns of its own.
-                let out = unsafe { head.weight[place.index % 2][0].slice(start, cols.next_multiple_of(GROUP) * k) };
+                let out = unsafe { head.weight[place.index % 2][0].slice(start, room) };
                 head.forward.pack(self.kernels, Part { k0, k, j0: place.first + first, cols }, out);
             }
             return;
@@ -225,9 +254,9 @@ impl<'a, const H: usize> Stream<'a, H> {
         let step = COLUMNS.max(head.back.units().1);
         let j0 = (task - H * forward) * step;
         let cols = step.min(head.d - j0);
-        let len = cols.next_multiple_of(GROUP) * place.width;
+        let room = |cols: usize| self.kernels.room(place.width, cols);
         // SAFETY: each task packs columns of its own.
-        let out = unsafe { head.weight[place.index % 2][1].slice(j0 * place.width, len) };
+        let out = unsafe { head.weight[place.index % 2][1].slice(room(j0), room(cols.next_multiple_of(GROUP))) };
         head.back.pack(self.kernels, Part { k0: place.first, k: place.width, j0, cols }, out);
     }
 
@@ -235,18 +264,20 @@ impl<'a, const H: usize> Stream<'a, H> {
     fn compute(&self, block: usize, place: Place, body: &Body<'_, H>, dx: Option<Disjoint<'_, f32>>) {
         let nr = self.kernels.nr;
         let padded = place.width.next_multiple_of(GROUP);
+        // SAFETY: the level is the pool's.
+        let _tiles = self.kernels.split.map(|split| unsafe { (split.tiles)() });
         for head in &self.heads {
             for k0 in (0..head.d).step_by(head.kc) {
                 let k = head.kc.min(head.d - k0);
-                let b = head.weight[place.index % 2][0].after(padded * k0);
+                let b = head.weight[place.index % 2][0].after(self.before(head, k0, padded));
                 for j in (0..place.width).step_by(nr) {
-                    for (first, rows) in self.tiles(block) {
-                        let a = head.x.after(first * head.d + k0 * rows);
+                    for (tile, first, rows) in self.tiles(block) {
+                        let a = head.x.after(self.rows_at(head, tile, k0));
                         let c = head.logits.after(first * self.width + j);
                         let beta = f32::from(u8::from(k0 > 0));
                         let sizes = [rows, nr.min(place.width - j), k];
                         // SAFETY: the operands are packed, and these logits are this task's.
-                        unsafe { self.tile(sizes, (a, 0), b.after(j * k), c, self.width, beta) };
+                        unsafe { self.tile(sizes, (a, 0), b.after(self.kernels.room(k, j)), c, self.width, beta) };
                     }
                 }
             }
@@ -273,14 +304,29 @@ impl<'a, const H: usize> Stream<'a, H> {
         let (head, nr, k) = (&self.heads[0], self.kernels.nr, place.width);
         let stride = self.width;
         let beta = f32::from(u8::from(place.index > 0));
-        for j in (0..head.d).step_by(nr) {
-            for (first, count) in self.tiles(block) {
-                let (a, b) = (head.logits.after(first * stride), head.weight[place.index % 2][1].after(j * k));
-                let sizes = [count, nr.min(head.d - j), k];
-                // SAFETY: the weight is packed, the rows of coefficients and of `dx` are this task's.
-                unsafe { self.tile(sizes, (a, stride), b, dx.after(first * head.d + j), head.d, beta) };
+        // Coefficients are read where they are, unless kernels want them split.
+        let room = self.kernels.split.map_or(0, |split| (split.room)(k));
+        with_scratch(self.tiles(block).count() * room, |left| {
+            let tiles =
+                || self.tiles(block).map(|(tile, first, count)| (tile - block * self.height / self.kernels.mr, first, count));
+            for (tile, first, count) in tiles() {
+                if let Some(split) = self.kernels.split {
+                    let (from, to) = (head.logits.after(first * stride).as_mut_ptr(), left[tile * room..].as_mut_ptr());
+                    // SAFETY: the rows of coefficients are this task's, and the room is a tile's.
+                    unsafe { (split.left)(from, stride, count, k, to) };
+                }
             }
-        }
+            let left = Disjoint::new(left);
+            for j in (0..head.d).step_by(nr) {
+                let b = head.weight[place.index % 2][1].after(self.kernels.room(k, j));
+                for (tile, first, count) in tiles() {
+                    let a = if room > 0 { (left.after(tile * room), 0) } else { (head.logits.after(first * stride), stride) };
+                    let sizes = [count, nr.min(head.d - j), k];
+                    // SAFETY: both sides are packed or this task's, and so are the rows of `dx`.
+                    unsafe { self.tile(sizes, a, b, dx.after(first * head.d + j), head.d, beta) };
+                }
+            }
+        });
     }
 
     /// One register tile: `c = a b + beta c`.
@@ -309,7 +355,6 @@ impl<'a, const H: usize> Stream<'a, H> {
                 b: b.as_mut_ptr(),
                 b_stride: self.kernels.nr,
                 copy: std::ptr::null_mut(),
-                finite: true,
                 c: c.as_mut_ptr(),
                 ldc,
                 alpha: 1.0,

@@ -37,7 +37,8 @@ struct Sums([f32; WIDTH * WIDTH]);
 /// See [`Kernels`]; both operands are split, `copy` is null, and this thread has taken [`amx::Tiles`].
 unsafe fn tile(t: &Tile) {
     const HALF: usize = ROWS * WIDTH;
-    if !t.finite {
+    // SAFETY: both operands are split.
+    if !unsafe { split::is_finite(t.a, t.k) && split::is_finite(t.b, t.k) } {
         // SAFETY: as promised.
         return unsafe { restored(t) };
     }

@@ -21,7 +21,7 @@
 use super::finish::Finish;
 use super::kernel::{Epilogue, Kernels, Split, Tile, kernels, kernels_for};
 use super::operand::{MatRef, Source};
-use super::pack::{COLUMNS, GROUP, Panels, Part, pack_left, pack_left_rows};
+use super::pack::{GROUP, Panels, Part, pack_left, pack_left_rows};
 use super::scratch::with_scratch;
 use crate::lora::Second;
 use crate::pool::{Disjoint, Pool};
@@ -268,8 +268,7 @@ impl Block<'_> {
         };
         let deepest = kc.min(self.ks.1);
         let packed = kernels.room(deepest, padded);
-        // Room for a tile of the left operand, and a word for each panel: whether it is finite.
-        let left = kernels.split.map_or(0, |split| (split.room)(deepest) + padded / kernels.nr);
+        let left = kernels.split.map_or(0, |split| (split.room)(deepest));
         with_scratch(packed + left + waiting, |scratch| {
             let (packed, scratch) = scratch.split_at_mut(packed);
             let (left, waiting) = scratch.split_at_mut(left);
@@ -286,9 +285,8 @@ impl Block<'_> {
             for (k0, k) in self.passes() {
                 let part = Part { k0, k, j0, cols };
                 if let Some(split) = kernels.split {
-                    let (left, finite) = left.split_at_mut((split.room)(deepest));
-                    self.split_right(split, part, packed, finite);
-                    self.tiles_of(tiles, part, (None, 0), packed, Some((split, left, finite)), sums);
+                    self.walk.b.pack(kernels, part, packed);
+                    self.tiles_of(tiles, part, (None, 0), packed, Some((split, left)), sums);
                     continue;
                 }
                 // Rows that are contiguous are packed by the first tile, which reads them anyway; but for a ragged end.
@@ -301,43 +299,15 @@ impl Block<'_> {
         });
     }
 
-    /// Splits the panels of a strip; `finite` becomes 1 for each whose values all are, else 0.
-    fn split_right(&self, split: Split, part: Part, panels: &mut [f32], finite: &mut [f32]) {
-        let Walk { kernels, b, .. } = *self.walk;
-        let (nr, Part { k, cols, .. }) = (kernels.nr, part);
-        let mut split = |first: usize, floats: &[f32], stride: usize| {
-            let cols = nr.min(cols - first);
-            let panel = &mut panels[kernels.room(k, first)..][..(split.room)(k)];
-            assert!(floats.len() >= (k - 1) * stride + cols);
-            // SAFETY: `k` rows of the columns and the panel's room, by the checks.
-            let whole = unsafe { (split.right)(floats.as_ptr(), stride, cols, k, panel.as_mut_ptr()) };
-            finite[first / nr] = f32::from(whole);
-        };
-        if let Some(rows) = b.rows() {
-            for first in (0..cols).step_by(nr) {
-                split(first, &rows.data[rows.at(part.k0, part.j0 + first)..], rows.row_stride);
-            }
-            return;
-        }
-        let columns = b.units().1.max(COLUMNS);
-        with_scratch(columns.min(cols.next_multiple_of(GROUP)) * k, |floats| {
-            for start in (0..cols).step_by(columns) {
-                let cols = columns.min(cols - start);
-                b.pack(kernels, Part { j0: part.j0 + start, cols, ..part }, floats);
-                (0..cols).step_by(nr).for_each(|first| split(start + first, &floats[first * k..], nr));
-            }
-        });
-    }
-
     /// Adds one pass to the given tiles of a strip, whose first `whole` columns are packed by the first of them. What is split comes with room
-    /// for a tile of the left operand and which panels are finite.
+    /// for a tile of the left operand.
     fn tiles_of(
         &self,
         (tile0, tile_count): (usize, usize),
         part: Part,
         (source, whole): (Option<MatRef<'_>>, usize),
         panels: &mut [f32],
-        mut split: Option<(Split, &mut [f32], &[f32])>,
+        mut split: Option<(Split, &mut [f32])>,
         sums: Sums,
     ) {
         let Walk { kernels, k, out, epilogue, .. } = *self.walk;
@@ -363,10 +333,9 @@ impl Block<'_> {
                     (a.after(at).as_mut_ptr().cast_const(), if split.is_some() { part.k } else { 0 })
                 }
             };
-            let mut finite = true;
-            if let Some((split, left, _)) = &mut split {
+            if let Some((split, left)) = &mut split {
                 // SAFETY: `rows` rows of the pass, and room for them.
-                finite = unsafe { (split.left)(a, a_stride, rows, part.k, left.as_mut_ptr()) };
+                unsafe { (split.left)(a, a_stride, rows, part.k, left.as_mut_ptr()) };
                 (a, a_stride) = (left.as_ptr(), 0);
             }
             for first in (0..part.cols).step_by(nr) {
@@ -395,7 +364,6 @@ impl Block<'_> {
                     b,
                     b_stride,
                     copy,
-                    finite: finite && split.as_ref().is_none_or(|(.., panels)| panels[first / nr] == 1.0),
                     c,
                     ldc: sums.stride,
                     alpha: epilogue.alpha,

@@ -25,8 +25,6 @@ pub(crate) struct Tile {
     pub(crate) b_stride: usize,
     /// Where rows of `b` are copied to on the way, one after the other; or null. Only for `cols` equal to `Kernels::nr`.
     pub(crate) copy: *mut f32,
-    /// Operands that are split have only finite values.
-    pub(crate) finite: bool,
     pub(crate) c: *mut f32,
     pub(crate) ldc: usize,
     pub(crate) alpha: f32,
@@ -96,10 +94,10 @@ impl Kernels {
 pub(crate) struct Split {
     /// Floats that `k` values of each of `mr` rows, or `nr` columns, take the room of.
     pub(crate) room: fn(usize) -> usize,
-    /// Splits rows of `k` contiguous values, given by the first, the distance to the next, and their number and `k`. Whether all are finite.
-    pub(crate) left: unsafe fn(*const f32, usize, usize, usize, *mut f32) -> bool,
+    /// Splits rows of `k` contiguous values, given by the first, the distance to the next, and their number and `k`.
+    pub(crate) left: unsafe fn(*const f32, usize, usize, usize, *mut f32),
     /// Splits `k` rows of contiguous columns, given by the first, the distance to the next, and the number of columns and `k`.
-    pub(crate) right: unsafe fn(*const f32, usize, usize, usize, *mut f32) -> bool,
+    pub(crate) right: unsafe fn(*const f32, usize, usize, usize, *mut f32),
     /// What a thread holds while it computes tiles.
     pub(crate) tiles: unsafe fn() -> Tiles,
 }

@@ -11,7 +11,7 @@
 //! prefetches, and in multiples of [`GROUP`] columns, one quantization block, so
 //! that a weight that is read along its columns decodes block by block.
 
-use super::kernel::{Kernels, Transpose};
+use super::kernel::{Kernels, Split, Transpose};
 use super::operand::{Halves, MatRef, Operand, Source};
 use super::scratch::with_scratch;
 use crate::format::Weight;
@@ -108,16 +108,29 @@ impl<'a> Panels<'a> {
         }
     }
 
-    /// Packs `part` into `out`, `part.k` values for each column and those that pad it to a group.
+    /// Packs `part` into `out`, [`Kernels::room`] for its columns and those that pad them to a group.
     ///
     /// Shapes have been checked by the caller: the part lies within the operand.
     pub(crate) fn pack(&self, kernels: &Kernels, part: Part, out: &mut [f32]) {
-        assert!(out.len() >= part.cols.next_multiple_of(GROUP) * part.k);
+        let Part { k, cols, .. } = part;
+        assert!(out.len() >= kernels.room(k, cols.next_multiple_of(GROUP)));
         let columns = self.units().1.max(COLUMNS);
-        for first in (0..part.cols).step_by(columns) {
-            let cols = columns.min(part.cols - first);
-            self.pack_some(kernels, Part { j0: part.j0 + first, cols, ..part }, &mut out[first * part.k..]);
+        let parts = (0..cols)
+            .step_by(columns)
+            .map(|first| (first, Part { j0: part.j0 + first, cols: columns.min(cols - first), ..part }));
+        let Some(split) = kernels.split else {
+            return parts.for_each(|(first, part)| self.pack_some(kernels, part, &mut out[first * k..]));
+        };
+        if let Some(rows) = self.rows() {
+            rows.check(part.k0 + k, part.j0 + cols);
+            return split_panels(kernels, split, &rows.data[rows.at(part.k0, part.j0)..], rows.row_stride, 1, part, out);
         }
+        with_scratch(columns.min(cols.next_multiple_of(GROUP)) * k, |floats| {
+            for (first, part) in parts {
+                self.pack_some(kernels, part, floats);
+                split_panels(kernels, split, floats, kernels.nr, k, part, &mut out[kernels.room(k, first)..]);
+            }
+        });
     }
 
     /// [`Panels::pack`] for as many columns as are packed at a time.
@@ -148,6 +161,17 @@ impl<'a> Panels<'a> {
             Panels::Transposed(weight, decode) => pack_transposed(kernels, weight, *decode, part, out),
             Panels::Straight(weight, decode) => pack_straight(kernels, weight, *decode, part, out),
         }
+    }
+}
+
+/// Splits panels: rows of the columns of `part`, `stride` apart, column `j` at `j * apart`.
+fn split_panels(kernels: &Kernels, split: Split, floats: &[f32], stride: usize, apart: usize, part: Part, out: &mut [f32]) {
+    let Part { k, cols, .. } = part;
+    for (first, out) in (0..cols).step_by(kernels.nr).zip(out.chunks_exact_mut((split.room)(k))) {
+        let (floats, cols) = (&floats[first * apart..], kernels.nr.min(cols - first));
+        assert!(floats.len() >= (k - 1) * stride + cols);
+        // SAFETY: `k` rows of the columns, and a panel's room.
+        unsafe { (split.right)(floats.as_ptr(), stride, cols, k, out.as_mut_ptr()) };
     }
 }
 

@@ -121,7 +121,6 @@ pub(crate) fn outer(pool: &Pool, thin: Thin<'_>, c: Disjoint<'_, f32>, epilogue:
                                 b: large.data[k0 * large.row_stride + j..].as_ptr(),
                                 b_stride: large.row_stride,
                                 copy: std::ptr::null_mut(),
-                                finite: true,
                                 c: out.as_mut_ptr().add(i * ldc + j),
                                 ldc,
                                 alpha: inner.alpha,

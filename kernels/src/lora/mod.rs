@@ -181,7 +181,6 @@ impl Second<'_> {
                     b: b.as_ptr(),
                     b_stride: kernels.nr,
                     copy: std::ptr::null_mut(),
-                    finite: true,
                     c,
                     ldc,
                     alpha: self.factor,
