@@ -249,6 +249,14 @@ impl Checkpoint {
         }
     }
 
+    /// As [`Checkpoint::release`], of bytes that a tensor borrowed from a file; of others, nothing.
+    pub fn release_bytes(&self, bytes: &[u8]) {
+        match &self.source {
+            Source::Gguf(model) => model.file.release(bytes),
+            Source::Folder(folder) => folder.shards.iter().for_each(|shard| shard.release(bytes)),
+        }
+    }
+
     /// Whether a tensor is stored in blocks with a scale, by its Hugging Face name; nothing is read for that.
     pub fn is_quantized(&self, name: &str) -> bool {
         match &self.source {
