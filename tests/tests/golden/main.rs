@@ -6,3 +6,4 @@ mod gguf;
 mod nf4;
 mod quantized;
 mod smollm2;
+mod storage;
