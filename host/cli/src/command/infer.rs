@@ -301,6 +301,11 @@ fn samplers(environment: &Environment, args: &[SamplerArg]) -> Result<Vec<(Plugi
 /// The flags over what the model's authors recommend.
 fn sampling(args: &InferArgs, recommended: &Generation) -> Result<Sampling> {
     let mut sampling = Sampling::recommended(recommended);
+    if sampling.temperature == 0.0 && args.temperature.is_some_and(|temperature| temperature > 0.0) {
+        // Asked to sample all the same, it keeps to the cuts that are recommended.
+        let (do_sample, top_k) = (Some(true), recommended.top_k.or(Some(0)));
+        sampling = Sampling::recommended(&Generation { do_sample, top_k, ..recommended.clone() });
+    }
     let flags = [
         (args.temperature, &mut sampling.temperature),
         (args.top_p, &mut sampling.top_p),

@@ -130,3 +130,21 @@ fn eight_bit_floats_are_decoded_with_their_scales() {
     fs::write(root.join("generation_config.json"), r#"{"temperature": 0.7, "eos_token_id": [1, 2]}"#).unwrap();
     assert_eq!(model.generation().unwrap().eos_token_ids, [1, 2]);
 }
+
+#[test]
+fn files_recommend_sampling_by_their_temperature() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    let read = |metadata: &[(&str, Value)]| {
+        let metadata: Vec<_> = metadata.iter().map(|(key, value)| (format!("general.sampling.{key}"), value.clone())).collect();
+        gguf::write(&path, &metadata, &[]).unwrap();
+        Generation::from_gguf(&Gguf::open(&path).unwrap())
+    };
+    let (temperature, top_k) = (("temp", Value::F32(0.6)), ("top_k", Value::I32(20)));
+    let want = Generation { do_sample: Some(true), temperature: Some(0.6), top_k: Some(20), ..Generation::default() };
+    assert_eq!(read(&[temperature, top_k.clone()]).unwrap(), want);
+    assert_eq!(read(&[top_k]).unwrap().do_sample, None);
+    assert_eq!(read(&[("temp", Value::F32(0.0))]).unwrap().do_sample, Some(false));
+    let error = read(&[("top_p", Value::F32(2.0))]).unwrap_err().to_string();
+    assert!(error.contains("`top_p` is 2.0"), "{error}");
+}
