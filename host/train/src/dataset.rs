@@ -159,7 +159,12 @@ fn split(
 /// # Errors
 /// When a dataset cannot be read.
 pub fn held_out(config: &TrainConfig, plugins: &dyn Plugins) -> Result<Vec<Sample>> {
-    Ok(split(config, plugins, false, &mut Vec::new())?.1)
+    let sources = config.dataset.iter().chain(&config.val_dataset);
+    let sources = sources.map(|name| Ok(DatasetSource::parse(name)?)).collect::<Result<Vec<_>>>()?;
+    // A dataset that makes its rows makes others for a loss that compares answers.
+    let paired = sources.iter().any(|source| !source.path.exists())
+        && plugins.load(&config.loss_type)?.loss()?.needs(&config.loss_config.to_string())?.paired;
+    Ok(split(config, plugins, paired, &mut Vec::new())?.1)
 }
 
 /// Rows of one dataset, and held-out rows where the dataset makes them itself.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::PossibleValue;
 use clap::{Args, Subcommand, ValueEnum};
 use swift_runtime::{Precision, Store};
 use swift_serve::CacheType;
@@ -52,6 +53,16 @@ pub(crate) enum PrecisionArg {
 }
 
 impl ComputeArgs {
+    /// The flags again, for another command.
+    pub(crate) fn as_typed(self) -> Vec<String> {
+        let name = |value: Option<PossibleValue>| value.map(|value| value.get_name().to_string());
+        let flags = [
+            ("--precision", self.precision.and_then(|precision| name(precision.to_possible_value()))),
+            ("--kv_cache_dtype", name(self.kv_cache_dtype.to_possible_value())),
+        ];
+        flags.into_iter().filter_map(|(flag, value)| Some([flag.to_string(), value?])).flatten().collect()
+    }
+
     /// The precision, and what to tell a user who asks for one that changes nothing.
     pub(crate) fn precision(&self, store: &Store) -> (Precision, Option<&'static str>) {
         let asked = self.precision.unwrap_or_default();
@@ -192,7 +203,9 @@ pub(crate) struct InferArgs {
     /// Rows between writes [default: 1000].
     #[arg(long, help_heading = "Datasets", value_name = "N")]
     pub(crate) write_batch_size: Option<usize>,
-    /// Judge the answers by the rows' own: `acc`, the share that is equal but for white space around it.
+    /// Judge the answers by the rows' own: `acc`, the share that is equal but for white space around it; `rouge`, means of ROUGE-1,
+    /// ROUGE-2, ROUGE-L and BLEU-4 in percent. Every Chinese character counts as a word, so that the scores of Chinese answers differ
+    /// from ms-swift's, which looks words up in a dictionary.
     #[arg(long, help_heading = "Datasets", value_name = "NAME")]
     pub(crate) metric: Option<String>,
     /// Record log-probabilities of the answers' tokens.

@@ -156,6 +156,7 @@ fn first_token(environment: &Environment, args: &BenchArgs) -> Result<f64> {
             command.arg(flag).arg(value);
         }
         command.args(args.model.quantization.as_typed());
+        command.args(args.compute.as_typed());
         if let Some(adapters) = &args.model.adapters {
             command.arg("--adapters").arg(adapters);
         }
