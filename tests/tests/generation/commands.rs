@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use swift_data::Scores;
 use swift_formats::Checkpoint;
-use swift_tests::{rows, swift_host};
+use swift_tests::{asset, golden, json as read_json, numbers, rows, swift_host};
 use swift_train::text_of;
 
 #[test]
@@ -274,6 +274,64 @@ fn vectors_have_length_one_and_know_their_text() {
         let length: f64 = line["embedding"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap().powi(2)).sum();
         assert!((length - 1.0).abs() < 1e-5, "{length}");
     }
+}
+
+/// `make_sentences.py` made the vectors.
+#[test]
+fn sentences_have_the_vectors_of_sentence_transformers() {
+    let Some(model) = asset("all-MiniLM-L6-v2/model.safetensors") else { return };
+    let model = model.parent().unwrap();
+    let golden = read_json(golden("sentences.json"));
+    let dir = tempfile::tempdir().unwrap();
+    let texts: Vec<&str> = golden.as_array().unwrap().iter().map(|row| row["text"].as_str().unwrap()).collect();
+    std::fs::write(dir.path().join("texts.txt"), texts.join("\n")).unwrap();
+    let embed = |model: &Path, flags: &str| -> Vec<Value> {
+        let line = format!("embed --model {} --file texts.txt {flags}", model.display());
+        swift_host(dir.path(), &line).ok().stdout.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    };
+    for pooling in ["mean", "cls", "last"] {
+        for (got, want) in embed(model, &format!("--pooling {pooling}")).iter().zip(golden.as_array().unwrap()) {
+            assert_eq!(got["tokens"], want["ids"].as_array().unwrap().len());
+            let vector = numbers(&got["embedding"]);
+            for (i, want) in numbers(&want[pooling]).into_iter().enumerate() {
+                assert!((vector[i] - want).abs() < 2e-6, "{pooling} of {}: {} instead of {want}", got["text"], vector[i]);
+            }
+        }
+    }
+    // What the folder says is the default.
+    let copy = dir.path().join("copy");
+    std::fs::create_dir_all(copy.join("1_Pooling")).unwrap();
+    for file in ["config.json", "tokenizer.json", "model.safetensors"] {
+        std::fs::copy(model.join(file), copy.join(file)).unwrap();
+    }
+    let pool = |mode: &str| {
+        std::fs::write(copy.join("1_Pooling/config.json"), json!({ format!("pooling_mode_{mode}"): true }).to_string()).unwrap();
+    };
+    for (mode, pooling) in [("cls_token", "cls"), ("lasttoken", "last"), ("mean_tokens", "mean")] {
+        pool(mode);
+        assert_eq!(embed(&copy, ""), embed(&copy, &format!("--pooling {pooling}")), "{mode}");
+    }
+    pool("max_tokens");
+    swift_host(dir.path(), "embed --model copy --text hi").refused(&["max_tokens", "1_Pooling", "--pooling"]);
+}
+
+#[test]
+fn answers_drawn_by_seed_are_the_same_in_any_company() {
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 7);
+    let all =
+        "--model swift-tiny --val_dataset rows.jsonl --max_new_tokens 12 --temperature 1.5 --batching reproducible --logprobs";
+    let texts = |flags: &str| -> Vec<Value> {
+        let line = format!("infer {all} --result_path answers.jsonl {flags}");
+        swift_host(dir.path(), &line).ok();
+        let text = std::fs::read_to_string(dir.path().join("answers.jsonl")).unwrap();
+        text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect()
+    };
+    let alone = texts("--max_batch_size 1");
+    assert_eq!(texts("--max_batch_size 4"), alone);
+    assert_eq!(texts("--max_batch_size -1 --write_batch_size 1"), alone);
+    let other = texts("--max_batch_size 4 --seed 5");
+    assert!(alone.iter().zip(&other).any(|(a, b)| a["response"] != b["response"]));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::builder::PossibleValue;
 use clap::{Args, Subcommand, ValueEnum};
 use swift_runtime::{Precision, Store};
-use swift_serve::CacheType;
+use swift_serve::{Batching, CacheType};
 
 use super::{QuantizationArgs, SamplerArg};
 
@@ -40,6 +40,29 @@ pub(crate) struct ComputeArgs {
     /// What keys and values are stored as.
     #[arg(long, help_heading = "Generation", value_enum, default_value_t, value_name = "TYPE")]
     pub(crate) kv_cache_dtype: CacheArg,
+    /// How answers share runs of the model: by `throughput` all together, where rounding, of weights that are floats, depends on how many
+    /// there are; by `reproducible` each by itself, which is slower and gives the same bits in any company.
+    #[arg(long, help_heading = "Generation", value_enum, default_value_t, value_name = "NAME")]
+    pub(crate) batching: BatchingArg,
+}
+
+/// `--batching`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BatchingArg {
+    /// All together.
+    #[default]
+    Throughput,
+    /// Each by itself.
+    Reproducible,
+}
+
+impl From<BatchingArg> for Batching {
+    fn from(arg: BatchingArg) -> Batching {
+        match arg {
+            BatchingArg::Throughput => Batching::Throughput,
+            BatchingArg::Reproducible => Batching::Reproducible,
+        }
+    }
 }
 
 /// `--precision`.
@@ -59,6 +82,7 @@ impl ComputeArgs {
         let flags = [
             ("--precision", self.precision.and_then(|precision| name(precision.to_possible_value()))),
             ("--kv_cache_dtype", name(self.kv_cache_dtype.to_possible_value())),
+            ("--batching", name(self.batching.to_possible_value())),
         ];
         flags.into_iter().filter_map(|(flag, value)| Some([flag.to_string(), value?])).flatten().collect()
     }
@@ -258,7 +282,8 @@ pub(crate) struct EmbedArgs {
     /// A file with one text a line.
     #[arg(long, value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
-    /// `mean` of all tokens, `cls` the first token, or `last` the last token [default: mean for encoders, last for decoders].
+    /// `mean` of all tokens, `cls` the first token, or `last` the last token [default: as the model's authors say, else mean for encoders
+    /// and last for decoders].
     #[arg(long, value_name = "NAME")]
     pub(crate) pooling: Option<String>,
     /// Scale vectors to length 1.

@@ -268,8 +268,8 @@ impl Session {
     fn engine(&mut self, capacity: usize, slots: usize) -> Result<Engine> {
         let Opened { model, store } = &mut self.opened;
         let (precision, _) = self.compute.precision(store);
-        let cache = self.compute.kv_cache_dtype.into();
-        let options = EngineOptions { precision, cache, ..EngineOptions::new(slots, capacity) };
+        let (cache, batching) = (self.compute.kv_cache_dtype.into(), self.compute.batching.into());
+        let options = EngineOptions { precision, cache, batching, ..EngineOptions::new(slots, capacity) };
         let mut engine = Engine::new(model, &*self.device, store, options, Some(self.text.tokenizer.clone()))?;
         let added = self.samplers.iter().map(|(plugin, config)| engine.add_sampler(plugin, config, &*self.device, store));
         self.sampler_ids = added.collect::<Result<_, _>>()?;
