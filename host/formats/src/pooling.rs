@@ -97,7 +97,7 @@ mod tests {
 
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.gguf");
-        let mut file = |kind: u32| {
+        let file = |kind: u32| {
             let metadata = [("general.architecture".into(), "bert".into()), ("bert.pooling_type".into(), Value::U32(kind))];
             gguf::write(&path, &metadata, &[]).unwrap();
             from_gguf(&Gguf::open(&path).unwrap())
