@@ -236,7 +236,10 @@ fn exported_models_answer_like_the_adapter() {
         assert!(off < 1e-3, "{merged}: {off}");
     }
     let ask = "--prompt Hello --max_new_tokens 8";
-    assert_eq!(run(&format!("infer --adapters {adapter} {ask}")), run(&format!("infer --model merged.gguf {ask}")));
+    let want = run(&format!("infer --adapters {adapter} {ask}"));
+    for merged in ["merged.gguf", "merged"] {
+        assert_eq!(run(&format!("infer --model {merged} {ask}")), want, "{merged}");
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@
 
 mod encode;
 mod error;
+mod metric;
 mod pack;
 mod reader;
 mod sample;
@@ -21,6 +22,7 @@ mod tokenizer;
 
 pub use encode::{Encoded, Encoder, IGNORE, LossScale, Truncation, truncate};
 pub use error::DataError;
+pub use metric::Scores;
 pub use pack::{Batch, collate};
 pub use reader::{DatasetSource, ROWS_PER_BATCH, Row, Rows};
 pub use sample::{Sample, Turn};

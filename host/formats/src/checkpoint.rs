@@ -139,6 +139,10 @@ impl Checkpoint {
                     None if shards.len() == MAX_SHARDS => {
                         return Err(FormatError::invalid(&index, format!("more than {MAX_SHARDS} shards")));
                     }
+                    None if !folder.join(file).is_file() => {
+                        let reason = format!("tensor `{name}` lies in `{file}`, which is not beside it; get the missing shard");
+                        return Err(FormatError::invalid(&index, reason));
+                    }
                     None => {
                         shards.push(SafetensorsFile::open(&folder.join(file))?);
                         files.insert(file, shards.len() - 1);
@@ -246,6 +250,14 @@ impl Checkpoint {
                     folder.shards[shard].release(bytes);
                 }
             }
+        }
+    }
+
+    /// As [`Checkpoint::release`], of bytes that a tensor borrowed from a file; of others, nothing.
+    pub fn release_bytes(&self, bytes: &[u8]) {
+        match &self.source {
+            Source::Gguf(model) => model.file.release(bytes),
+            Source::Folder(folder) => folder.shards.iter().for_each(|shard| shard.release(bytes)),
         }
     }
 

@@ -63,7 +63,9 @@ impl Generation {
                 json.insert(key.into(), value);
             }
         }
-        Self::from_json(file.path(), &Json::Object(json))
+        let read = Self::from_json(file.path(), &Json::Object(json))?;
+        // There is no word for sampling in these files but its temperature.
+        Ok(Self { do_sample: read.temperature.map(|temperature| temperature > 0.0), ..read })
     }
 
     fn from_json(path: &Path, json: &Json) -> Result<Self> {

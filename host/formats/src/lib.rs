@@ -21,6 +21,7 @@ mod generation;
 pub mod gguf;
 mod json;
 mod mapped;
+mod pooling;
 mod safetensors;
 mod tensor;
 
@@ -31,6 +32,7 @@ pub use error::FormatError;
 pub use generation::{GENERATION_CONFIG, Generation};
 pub use gguf::Gguf;
 pub use json::read_json;
+pub use pooling::Pooling;
 pub use safetensors::{NamedBytes, SafetensorsFile, write_safetensors, write_safetensors_with};
 pub use tensor::{Format, NamedTensor, TensorView};
 

@@ -61,11 +61,13 @@ impl SafetensorsFile {
         let metadata: Metadata = serde_json::from_slice(header)
             .map_err(|error| corrupt(LENGTH_BYTES, format!("the header does not describe tensors: {error}")))?;
         if data.checked_add(metadata.data_len()) != Some(bytes.len()) {
-            let reason = format!(
-                "tensors take {} bytes but {} follow the header; the file is cut off or has something appended",
-                metadata.data_len(),
-                bytes.len() - data
-            );
+            let held = bytes.len() - data;
+            let ends = |name: &String| metadata.info(name).map_or(0, |info| info.data_offsets.1);
+            let what = match metadata.offset_keys().into_iter().find(|name| ends(name) > held) {
+                Some(name) => format!("the file is cut off, from tensor `{name}` on; get it again"),
+                None => "something is appended to the file; get it again".into(),
+            };
+            let reason = format!("tensors take {} bytes but {held} follow the header: {what}", metadata.data_len());
             return Err(corrupt(data, reason));
         }
         Ok(Self { path: path.to_owned(), bytes, metadata, data })
@@ -286,6 +288,11 @@ mod tests {
         for cut in 0..whole.len() {
             assert!(SafetensorsFile::from_bytes(&path, whole[..cut].to_vec()).is_err(), "cut at {cut}");
         }
+        let says = |bytes: Vec<u8>| SafetensorsFile::from_bytes(&path, bytes).unwrap_err().to_string();
+        let error = says(whole[..whole.len() - 1].to_vec());
+        assert!(error.contains("from tensor `w` on"), "{error}");
+        let error = says([&whole[..], &[0]].concat());
+        assert!(error.contains("appended"), "{error}");
     }
 
     #[test]

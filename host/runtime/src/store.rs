@@ -26,6 +26,9 @@ use packed::Packed;
 pub use packed::PackedState;
 pub(crate) use packed::parts;
 
+/// Bytes of a weight that are repacked before their memory is let go.
+const REPACKED_AT_ONCE: usize = 8 << 20;
+
 /// What a stored tensor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
@@ -132,9 +135,20 @@ impl Tensor {
         let Some(len) = int8::repacked_bytes(format, n, cols) else { return Ok(None) };
         if panels.get().is_none() {
             let mut buffer = Buffer::zeroed(count * len, "a repacked weight")?;
-            let matrices = bytes.as_slice().chunks_exact((n * format.row_bytes(cols)).max(1));
-            for (data, out) in matrices.zip(buffer.bytes_mut().chunks_exact_mut(len.max(1))) {
-                int8::repack(pool, &Weight { format, rows: n, cols, data }, out);
+            let (data, row) = (bytes.as_slice(), format.row_bytes(cols));
+            // In bands of whole panels, so that a weight is not in memory twice.
+            let band = (REPACKED_AT_ONCE / row.max(1)).next_multiple_of(int8::PANEL);
+            for (matrix, mut out) in buffer.bytes_mut().chunks_exact_mut(len.max(1)).enumerate() {
+                for first in (0..n).step_by(band.max(1)) {
+                    let rows = band.min(n - first);
+                    let start = (matrix * n + first) * row;
+                    let range = start..start + rows * row;
+                    let size = int8::repacked_bytes(format, rows, cols).unwrap_or(0);
+                    let (panels, rest) = out.split_at_mut(size);
+                    int8::repack(pool, &Weight { format, rows, cols, data: &data[range.clone()] }, panels);
+                    bytes.release_part(range);
+                    out = rest;
+                }
             }
             // Another store may have been faster, with the same result.
             let _ = panels.set(buffer);

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -42,6 +43,12 @@ impl Owner for Mapped {
     fn release(&self) -> Option<Arc<dyn Owner>> {
         self.recipe.names().into_iter().for_each(|name| self.checkpoint.release(name));
         None
+    }
+
+    fn release_part(&self, part: Range<usize>) {
+        if let Some(bytes) = self.bytes().get(part) {
+            self.checkpoint.release_bytes(bytes);
+        }
     }
 }
 

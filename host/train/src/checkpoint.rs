@@ -55,20 +55,7 @@ pub(crate) fn save(
         model.save_adapter(store, &part, &config.model)?;
     } else {
         model.save_full(store, &part)?;
-        let tokenizer = text.tokenizer.to_json()?;
-        write_text(&part.join("tokenizer.json"), &tokenizer)?;
-        if let Some(template) = &text.template {
-            write_text(&part.join("chat_template.jinja"), template.source())?;
-        }
-        let special = |id: Option<u32>| id.and_then(|i| text.tokenizer.token(i));
-        write_json(
-            &part.join("tokenizer_config.json"),
-            &serde_json::json!({
-                "bos_token": special(text.tokenizer.bos_id()),
-                "eos_token": special(text.tokenizer.eos_id()),
-                "pad_token": special(text.tokenizer.pad_id()),
-            }),
-        )?;
+        text.write(&part)?;
         if !model.adapter_params().is_empty() {
             model.save_adapter(store, &part, &config.model)?;
         }
@@ -96,11 +83,6 @@ pub(crate) fn save(
 /// Name of the tensor that holds the scales of a slot in 8 bits.
 fn scales(slot: &str) -> String {
     format!("{slot}.absmax")
-}
-
-fn write_text(path: &Path, text: &str) -> Result<()> {
-    swift_formats::write_file(path, |out| out.write_all(text.as_bytes()))?;
-    Ok(())
 }
 
 /// Puts a checkpoint's weights and slots into the store and returns where the run was.

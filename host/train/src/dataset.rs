@@ -52,6 +52,27 @@ pub fn text_of(checkpoint: &Checkpoint) -> Result<Text> {
     Ok(Text { tokenizer, template })
 }
 
+impl Text {
+    /// Writes `tokenizer.json`, `tokenizer_config.json` and, where there is one, `chat_template.jinja` into a model's folder.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let write = |name: &str, text: &str| swift_formats::write_file(&folder.join(name), |out| out.write_all(text.as_bytes()));
+        write("tokenizer.json", &self.tokenizer.to_json()?)?;
+        if let Some(template) = &self.template {
+            write("chat_template.jinja", template.source())?;
+        }
+        let special = |id: Option<u32>| id.and_then(|i| self.tokenizer.token(i));
+        let marks = serde_json::json!({
+            "bos_token": special(self.tokenizer.bos_id()),
+            "eos_token": special(self.tokenizer.eos_id()),
+            "pad_token": special(self.tokenizer.pad_id()),
+        });
+        crate::record::write_json(&folder.join("tokenizer_config.json"), &marks)
+    }
+}
+
 /// Special tokens of a vocabulary trained here: padding and document border, then ChatML's turn marks.
 const SPECIAL_TOKENS: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 
@@ -159,7 +180,12 @@ fn split(
 /// # Errors
 /// When a dataset cannot be read.
 pub fn held_out(config: &TrainConfig, plugins: &dyn Plugins) -> Result<Vec<Sample>> {
-    Ok(split(config, plugins, false, &mut Vec::new())?.1)
+    let sources = config.dataset.iter().chain(&config.val_dataset);
+    let sources = sources.map(|name| Ok(DatasetSource::parse(name)?)).collect::<Result<Vec<_>>>()?;
+    // A dataset that makes its rows makes others for a loss that compares answers.
+    let paired = sources.iter().any(|source| !source.path.exists())
+        && plugins.load(&config.loss_type)?.loss()?.needs(&config.loss_config.to_string())?.paired;
+    Ok(split(config, plugins, paired, &mut Vec::new())?.1)
 }
 
 /// Rows of one dataset, and held-out rows where the dataset makes them itself.

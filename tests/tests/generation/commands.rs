@@ -2,8 +2,11 @@
 
 use std::path::Path;
 
-use serde_json::Value;
-use swift_tests::{rows, swift_host};
+use serde_json::{Value, json};
+use swift_data::Scores;
+use swift_formats::Checkpoint;
+use swift_tests::{asset, golden, json as read_json, numbers, rows, swift_host};
+use swift_train::text_of;
 
 #[test]
 fn datasets_are_answered_into_a_file_of_ms_swifts_shape() {
@@ -135,6 +138,81 @@ fn the_run_of_an_adapter_or_a_full_model_is_taken_up() {
 }
 
 #[test]
+fn preferences_are_answered_and_judged_by_the_chosen_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let sft = "sft --model swift-tiny --dataset synthetic#20 --split_dataset_ratio 0.2 --loss_type dpo --max_steps 1 \
+               --gradient_accumulation_steps 1 --output_dir out";
+    let adapter = format!("{}/checkpoint-1", swift_host(dir.path(), sft).ok().stdout.trim_end());
+    // The pairs that the run held out, not rows that the dataset makes for other losses.
+    let (held, ran) = answers(dir.path(), &format!("--adapters {adapter} --load_data_args true --metric rouge"));
+    assert_eq!(held.len(), 4);
+    for answer in &held {
+        let (chosen, rejected) = (answer["labels"].as_str().unwrap(), answer["rejected_response"].as_str().unwrap());
+        assert!(!chosen.is_empty() && chosen != rejected, "{answer}");
+        assert_eq!(answer["messages"].as_array().unwrap().last().unwrap()["content"], answer["response"]);
+    }
+    let scores: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert!(scores["rows"].as_u64().unwrap() <= 4, "{scores}");
+}
+
+#[test]
+fn answers_are_scored_by_rouge_and_bleu() {
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 4);
+    let line = "--model swift-tiny --val_dataset rows.jsonl --metric rouge";
+    let (answers, ran) = answers(dir.path(), line);
+    let scores: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let texts = answers.iter().map(|a| (a["response"].as_str().unwrap(), a["labels"].as_str().unwrap()));
+    let each: Vec<Scores> = texts.filter_map(|(response, label)| Scores::of(response, label)).collect();
+    let mean = Scores::mean(&each);
+    assert_eq!(scores["rows"], each.len());
+    for (name, want) in [("rouge-1", mean.rouge_1), ("rouge-2", mean.rouge_2), ("rouge-l", mean.rouge_l), ("bleu-4", mean.bleu_4)]
+    {
+        assert!((scores[name].as_f64().unwrap() - 100.0 * want).abs() < 1e-6, "{name}: {scores} {mean:?}");
+    }
+    swift_host(dir.path(), "infer --model swift-tiny --val_dataset rows.jsonl --metric bertscore")
+        .refused(&["bertscore", "acc and rouge"]);
+}
+
+#[test]
+fn what_the_authors_recommend_is_the_default() {
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 4);
+    let sft = "sft --model swift-tiny --dataset rows.jsonl --tuner_type full --max_steps 1 --learning_rate 0 \
+               --gradient_accumulation_steps 1 --output_dir out";
+    let model = format!("{}/checkpoint-1", swift_host(dir.path(), sft).ok().stdout.trim_end());
+    let recommend = |config: Value| {
+        std::fs::write(dir.path().join(&model).join("generation_config.json"), config.to_string()).unwrap();
+    };
+    let run = |flags: &str| swift_host(dir.path(), &format!("infer --model {model} --max_new_tokens 24 --prompt Hello {flags}"));
+    let ask = |flags: &str| run(flags).ok().stdout;
+    let greedy = ask("");
+    let hot = "--temperature 3 --top_k 30 --top_p 0.99 --repetition_penalty 1.2";
+    let want = ask(hot);
+    assert!(want != greedy, "{greedy:?}");
+    let cuts = json!({ "temperature": 3.0, "top_k": 30, "top_p": 0.99, "repetition_penalty": 1.2 });
+    let mut sampled = cuts.clone();
+    sampled["do_sample"] = true.into();
+    recommend(sampled);
+    assert_eq!(ask(""), want);
+    // Flags win, each for itself.
+    assert_eq!(ask("--top_k 1 --repetition_penalty 1"), greedy);
+    assert!(ask("--seed 7") != want);
+    // Without a word that it should be sampled, it is when asked for, within the same cuts.
+    recommend(cuts);
+    assert_eq!(ask("--repetition_penalty 1"), greedy);
+    assert_eq!(ask("--temperature 3"), want);
+    // Any token of a list ends an answer.
+    let checkpoint = Checkpoint::open(dir.path().join(&model)).unwrap();
+    let ids = text_of(&checkpoint).unwrap().tokenizer.encode(greedy.trim_end(), false).unwrap();
+    recommend(json!({ "eos_token_id": [5, ids[2]] }));
+    let short = ask("");
+    assert!(greedy.starts_with(short.trim_end_matches('\n')) && short.len() < greedy.len(), "{short:?} {greedy:?}");
+    recommend(json!({ "top_p": "high" }));
+    run("").refused(&["generation_config.json", "`top_p`"]);
+}
+
+#[test]
 fn templates_can_be_changed_and_told_things() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(
@@ -196,6 +274,64 @@ fn vectors_have_length_one_and_know_their_text() {
         let length: f64 = line["embedding"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap().powi(2)).sum();
         assert!((length - 1.0).abs() < 1e-5, "{length}");
     }
+}
+
+/// `make_sentences.py` made the vectors.
+#[test]
+fn sentences_have_the_vectors_of_sentence_transformers() {
+    let Some(model) = asset("all-MiniLM-L6-v2/model.safetensors") else { return };
+    let model = model.parent().unwrap();
+    let golden = read_json(golden("sentences.json"));
+    let dir = tempfile::tempdir().unwrap();
+    let texts: Vec<&str> = golden.as_array().unwrap().iter().map(|row| row["text"].as_str().unwrap()).collect();
+    std::fs::write(dir.path().join("texts.txt"), texts.join("\n")).unwrap();
+    let embed = |model: &Path, flags: &str| -> Vec<Value> {
+        let line = format!("embed --model {} --file texts.txt {flags}", model.display());
+        swift_host(dir.path(), &line).ok().stdout.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    };
+    for pooling in ["mean", "cls", "last"] {
+        for (got, want) in embed(model, &format!("--pooling {pooling}")).iter().zip(golden.as_array().unwrap()) {
+            assert_eq!(got["tokens"], want["ids"].as_array().unwrap().len());
+            let vector = numbers(&got["embedding"]);
+            for (i, want) in numbers(&want[pooling]).into_iter().enumerate() {
+                assert!((vector[i] - want).abs() < 2e-6, "{pooling} of {}: {} instead of {want}", got["text"], vector[i]);
+            }
+        }
+    }
+    // What the folder says is the default.
+    let copy = dir.path().join("copy");
+    std::fs::create_dir_all(copy.join("1_Pooling")).unwrap();
+    for file in ["config.json", "tokenizer.json", "model.safetensors"] {
+        std::fs::copy(model.join(file), copy.join(file)).unwrap();
+    }
+    let pool = |mode: &str| {
+        std::fs::write(copy.join("1_Pooling/config.json"), json!({ format!("pooling_mode_{mode}"): true }).to_string()).unwrap();
+    };
+    for (mode, pooling) in [("cls_token", "cls"), ("lasttoken", "last"), ("mean_tokens", "mean")] {
+        pool(mode);
+        assert_eq!(embed(&copy, ""), embed(&copy, &format!("--pooling {pooling}")), "{mode}");
+    }
+    pool("max_tokens");
+    swift_host(dir.path(), "embed --model copy --text hi").refused(&["max_tokens", "1_Pooling", "--pooling"]);
+}
+
+#[test]
+fn answers_drawn_by_seed_are_the_same_in_any_company() {
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 7);
+    let all =
+        "--model swift-tiny --val_dataset rows.jsonl --max_new_tokens 12 --temperature 1.5 --batching reproducible --logprobs";
+    let texts = |flags: &str| -> Vec<Value> {
+        let line = format!("infer {all} --result_path answers.jsonl {flags}");
+        swift_host(dir.path(), &line).ok();
+        let text = std::fs::read_to_string(dir.path().join("answers.jsonl")).unwrap();
+        text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect()
+    };
+    let alone = texts("--max_batch_size 1");
+    assert_eq!(texts("--max_batch_size 4"), alone);
+    assert_eq!(texts("--max_batch_size -1 --write_batch_size 1"), alone);
+    let other = texts("--max_batch_size 4 --seed 5");
+    assert!(alone.iter().zip(&other).any(|(a, b)| a["response"] != b["response"]));
 }
 
 #[test]

@@ -164,6 +164,40 @@ fn answers_end_where_they_should() {
 }
 
 #[test]
+fn requests_bend_their_own_logits_only() {
+    let mut bench = Bench::new();
+    let mut engine = bench.engine(Batching::Throughput, 64);
+    let plain = Request::new(prompt(3, 20), 24);
+    let want = bench.answer(&mut engine, plain.clone());
+    let bent = |change: fn(&mut Sampling)| {
+        let mut request = plain.clone();
+        change(&mut request.sampling);
+        request
+    };
+    let requests = [
+        bent(|s| s.logit_bias = vec![(77, 1e4)]),
+        plain.clone(),
+        bent(|s| s.presence_penalty = 1e4),
+        bent(|s| s.frequency_penalty = 1e4),
+        bent(|s| s.repetition_penalty = 1e4),
+        bent(|s| (s.temperature, s.min_p) = (2.0, 1.0)),
+    ];
+    let ids = requests.map(|request| engine.submit(request).unwrap());
+    let answers = bench.drain(&mut engine);
+    let tokens = |i: usize| -> Vec<i32> { answers[&(ids[i], 0)].tokens.iter().map(|t| t.0).collect() };
+    assert_eq!(tokens(0), [77; 24]);
+    assert_eq!(answers[&(ids[1], 0)], want);
+    // What was said is not said again; the prompt counts for one of them alone.
+    for i in 2..5 {
+        let said: std::collections::BTreeSet<i32> = tokens(i).into_iter().collect();
+        assert_eq!(said.len(), 24, "{:?}", tokens(i));
+    }
+    assert!(tokens(4).iter().all(|token| !plain.prompt.contains(token)));
+    // Nothing but the likeliest is as likely as the likeliest.
+    assert_eq!(tokens(5), tokens(1));
+}
+
+#[test]
 fn impossible_requests_are_refused() {
     let mut bench = Bench::new();
     let mut engine = bench.engine(Batching::Throughput, 64);

@@ -1,5 +1,6 @@
 //! GGUF files that llama.cpp's own converter made of the tiny models: the same logits as from their Hugging Face folders.
 
+use swift_formats::gguf::{self, TensorSource, Value};
 use swift_formats::{Checkpoint, Gguf};
 use swift_tests::{Lab, golden, json, max_difference, tokens};
 
@@ -85,4 +86,31 @@ fn version_2_is_read_as_version_3_is() {
     let ids: Vec<i32> = (3..20).collect();
     let of = |path: &std::path::Path| lab.open(path, None).logits(&lab, &ids);
     assert_eq!(of(&path), of(&golden("gguf").join("stablelm.gguf")));
+}
+
+/// As llama.cpp's `gguf-split` cuts it: the first part has the metadata, each some of the tensors.
+#[test]
+fn models_in_parts_are_models() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = Gguf::open(&golden("gguf").join("qwen3.gguf")).unwrap();
+    let sources: Vec<TensorSource<'_>> = whole
+        .tensors()
+        .iter()
+        .map(|t| TensorSource { name: &t.name, dims: &t.dims, kind: t.kind, data: whole.bytes(t) })
+        .collect();
+    let count = 3;
+    for (no, sources) in sources.chunks(sources.len().div_ceil(count)).enumerate() {
+        let mut metadata = if no == 0 { whole.metadata().to_vec() } else { Vec::new() };
+        metadata.push(("split.no".into(), Value::U16(no as u16)));
+        metadata.push(("split.count".into(), Value::U16(count as u16)));
+        metadata.push(("split.tensors.count".into(), Value::I32(whole.tensors().len() as i32)));
+        gguf::write(&dir.path().join(format!("m-{:05}-of-{count:05}.gguf", no + 1)), &metadata, sources).unwrap();
+    }
+    let lab = Lab::new(1);
+    let ids: Vec<i32> = (3..20).collect();
+    let of = |path: &std::path::Path| lab.open(path, None).logits(&lab, &ids);
+    let want = of(&golden("gguf").join("qwen3.gguf"));
+    // By its first part, and by the folder that holds nothing else.
+    assert_eq!(of(&dir.path().join("m-00001-of-00003.gguf")), want);
+    assert_eq!(of(dir.path()), want);
 }

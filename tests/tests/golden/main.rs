@@ -3,6 +3,8 @@
 mod encoder;
 mod families;
 mod gguf;
+mod metrics;
 mod nf4;
 mod quantized;
 mod smollm2;
+mod storage;

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use clap::builder::PossibleValue;
 use clap::{Args, Subcommand, ValueEnum};
 use swift_runtime::{Precision, Store};
-use swift_serve::CacheType;
+use swift_serve::{Batching, CacheType};
 
 use super::{QuantizationArgs, SamplerArg};
 
@@ -39,6 +40,29 @@ pub(crate) struct ComputeArgs {
     /// What keys and values are stored as.
     #[arg(long, help_heading = "Generation", value_enum, default_value_t, value_name = "TYPE")]
     pub(crate) kv_cache_dtype: CacheArg,
+    /// How answers share runs of the model: by `throughput` all together, where rounding, of weights that are floats, depends on how many
+    /// there are; by `reproducible` each by itself, which is slower and gives the same bits in any company.
+    #[arg(long, help_heading = "Generation", value_enum, default_value_t, value_name = "NAME")]
+    pub(crate) batching: BatchingArg,
+}
+
+/// `--batching`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BatchingArg {
+    /// All together.
+    #[default]
+    Throughput,
+    /// Each by itself.
+    Reproducible,
+}
+
+impl From<BatchingArg> for Batching {
+    fn from(arg: BatchingArg) -> Batching {
+        match arg {
+            BatchingArg::Throughput => Batching::Throughput,
+            BatchingArg::Reproducible => Batching::Reproducible,
+        }
+    }
 }
 
 /// `--precision`.
@@ -52,6 +76,17 @@ pub(crate) enum PrecisionArg {
 }
 
 impl ComputeArgs {
+    /// The flags again, for another command.
+    pub(crate) fn as_typed(self) -> Vec<String> {
+        let name = |value: Option<PossibleValue>| value.map(|value| value.get_name().to_string());
+        let flags = [
+            ("--precision", self.precision.and_then(|precision| name(precision.to_possible_value()))),
+            ("--kv_cache_dtype", name(self.kv_cache_dtype.to_possible_value())),
+            ("--batching", name(self.batching.to_possible_value())),
+        ];
+        flags.into_iter().filter_map(|(flag, value)| Some([flag.to_string(), value?])).flatten().collect()
+    }
+
     /// The precision, and what to tell a user who asks for one that changes nothing.
     pub(crate) fn precision(&self, store: &Store) -> (Precision, Option<&'static str>) {
         let asked = self.precision.unwrap_or_default();
@@ -192,7 +227,9 @@ pub(crate) struct InferArgs {
     /// Rows between writes [default: 1000].
     #[arg(long, help_heading = "Datasets", value_name = "N")]
     pub(crate) write_batch_size: Option<usize>,
-    /// Judge the answers by the rows' own: `acc`, the share that is equal but for white space around it.
+    /// Judge the answers by the rows' own: `acc`, the share that is equal but for white space around it; `rouge`, means of ROUGE-1,
+    /// ROUGE-2, ROUGE-L and BLEU-4 in percent. Every Chinese character counts as a word, so that the scores of Chinese answers differ
+    /// from ms-swift's, which looks words up in a dictionary.
     #[arg(long, help_heading = "Datasets", value_name = "NAME")]
     pub(crate) metric: Option<String>,
     /// Record log-probabilities of the answers' tokens.
@@ -245,7 +282,8 @@ pub(crate) struct EmbedArgs {
     /// A file with one text a line.
     #[arg(long, value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
-    /// `mean` of all tokens, `cls` the first token, or `last` the last token [default: mean for encoders, last for decoders].
+    /// `mean` of all tokens, `cls` the first token, or `last` the last token [default: as the model's authors say, else mean for encoders
+    /// and last for decoders].
     #[arg(long, value_name = "NAME")]
     pub(crate) pooling: Option<String>,
     /// Scale vectors to length 1.

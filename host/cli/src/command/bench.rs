@@ -46,6 +46,7 @@ pub(crate) fn bench(environment: &Environment, command: &BenchCommand) -> Result
         chunk: args.prompt * args.sequences,
         precision,
         cache: args.compute.kv_cache_dtype.into(),
+        batching: args.compute.batching.into(),
         // Every sequence has the same prompt, and every run.
         share_prefixes: false,
         ..EngineOptions::new(args.sequences, args.prompt + args.new + 1)
@@ -156,6 +157,7 @@ fn first_token(environment: &Environment, args: &BenchArgs) -> Result<f64> {
             command.arg(flag).arg(value);
         }
         command.args(args.model.quantization.as_typed());
+        command.args(args.compute.as_typed());
         if let Some(adapters) = &args.model.adapters {
             command.arg("--adapters").arg(adapters);
         }

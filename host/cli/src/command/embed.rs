@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
+use swift_formats::Pooling;
 use swift_serve::Embedder;
 use swift_train::text_of;
 
@@ -12,27 +13,20 @@ use crate::args::EmbedArgs;
 use crate::command::infer::open;
 use crate::environment::Environment;
 
-/// How the vectors of tokens become one.
-#[derive(Clone, Copy)]
-enum Pooling {
-    Mean,
-    First,
-    Last,
-}
-
 /// Writes `{"text", "tokens", "embedding"}` for each text.
 pub(crate) fn embed(environment: &Environment, args: &EmbedArgs) -> Result<ExitCode> {
     let device = environment.device()?;
     let mut opened = open(environment, &*device, &args.model)?;
     let tokenizer = text_of(opened.model.checkpoint())?.tokenizer;
-    let is_encoder = opened.model.is_encoder();
     let pooling = match args.pooling.as_deref() {
         Some("mean") => Pooling::Mean,
         Some("cls") => Pooling::First,
         Some("last") => Pooling::Last,
         Some(other) => bail!("`--pooling {other}`: known are mean, cls and last"),
-        None if is_encoder => Pooling::Mean,
-        None => Pooling::Last,
+        None => {
+            let recommended = opened.model.checkpoint().pooling().context("give `--pooling`")?;
+            recommended.unwrap_or(if opened.model.is_encoder() { Pooling::Mean } else { Pooling::Last })
+        }
     };
     let mut texts = args.text.clone();
     if let Some(file) = &args.file {

@@ -32,6 +32,10 @@ pub(crate) fn export(environment: &Environment, args: &ExportArgs) -> Result<Exi
         }
         std::fs::create_dir_all(&args.out)?;
         opened.model.save_full(&opened.store, &args.out)?;
+        match text_of(opened.model.checkpoint()) {
+            Ok(text) => text.write(&args.out)?,
+            Err(error) => eprintln!("warning: the folder gets no tokenizer: {error}"),
+        }
     } else {
         write_gguf(&args.out, args.quant.as_deref().unwrap_or("f16"), &opened)?;
     }

@@ -268,8 +268,8 @@ impl Session {
     fn engine(&mut self, capacity: usize, slots: usize) -> Result<Engine> {
         let Opened { model, store } = &mut self.opened;
         let (precision, _) = self.compute.precision(store);
-        let cache = self.compute.kv_cache_dtype.into();
-        let options = EngineOptions { precision, cache, ..EngineOptions::new(slots, capacity) };
+        let (cache, batching) = (self.compute.kv_cache_dtype.into(), self.compute.batching.into());
+        let options = EngineOptions { precision, cache, batching, ..EngineOptions::new(slots, capacity) };
         let mut engine = Engine::new(model, &*self.device, store, options, Some(self.text.tokenizer.clone()))?;
         let added = self.samplers.iter().map(|(plugin, config)| engine.add_sampler(plugin, config, &*self.device, store));
         self.sampler_ids = added.collect::<Result<_, _>>()?;
@@ -301,6 +301,11 @@ fn samplers(environment: &Environment, args: &[SamplerArg]) -> Result<Vec<(Plugi
 /// The flags over what the model's authors recommend.
 fn sampling(args: &InferArgs, recommended: &Generation) -> Result<Sampling> {
     let mut sampling = Sampling::recommended(recommended);
+    if sampling.temperature == 0.0 && args.temperature.is_some_and(|temperature| temperature > 0.0) {
+        // Asked to sample all the same, it keeps to the cuts that are recommended.
+        let (do_sample, top_k) = (Some(true), recommended.top_k.or(Some(0)));
+        sampling = Sampling::recommended(&Generation { do_sample, top_k, ..recommended.clone() });
+    }
     let flags = [
         (args.temperature, &mut sampling.temperature),
         (args.top_p, &mut sampling.top_p),

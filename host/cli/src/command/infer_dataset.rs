@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
-use swift_data::{Sample, Tokenizer, Turn};
+use swift_data::{Sample, Scores, Tokenizer, Turn};
 use swift_serve::{Token, Update};
 use swift_train::{TrainConfig, held_out, read_dataset};
 
@@ -44,12 +44,7 @@ pub(crate) fn infer_dataset(environment: &Environment, mut session: Session, arg
     if stream && at_once > 1 {
         bail!("`--stream` shows one answer at a time; leave `--max_batch_size` at 1");
     }
-    if args.metric.as_deref().is_some_and(|metric| metric != "acc") {
-        bail!(
-            "`--metric {}`: known is acc; others can be computed from the file of answers",
-            args.metric.as_deref().unwrap_or("")
-        );
-    }
+    let metric = args.metric.as_deref().map(Metric::parse).transpose()?;
     let read = samples(environment, args)?;
     let logprobs = args.logprobs.unwrap_or(false).then(|| args.top_logprobs.unwrap_or(0));
     let (mut rows, mut requests) = (Vec::with_capacity(read.len()), Vec::with_capacity(read.len()));
@@ -123,8 +118,8 @@ pub(crate) fn infer_dataset(environment: &Environment, mut session: Session, arg
     if written < read_rows {
         eprintln!("{} rows were left out: they are longer than the context", read_rows - written);
     }
-    if args.metric.is_some() {
-        judge(&rows)?;
+    if let Some(metric) = metric {
+        outln!("{}", metric.judge(&rows)?);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -156,29 +151,67 @@ fn samples(environment: &Environment, args: &InferArgs) -> Result<Vec<Sample>> {
     Ok(rows)
 }
 
-/// Prints the share of answers that are the rows' own.
-fn judge(rows: &[Row]) -> Result<()> {
-    let known: Vec<(&Row, &String)> = rows.iter().filter_map(|row| Some((row, row.labels.as_ref()?))).collect();
-    if known.is_empty() {
-        bail!("`--metric acc` compares answers with the rows' own, and no row has one");
-    }
-    let right = known.iter().filter(|(row, label)| row.response.trim() == label.trim()).count();
-    outln!("{}", json!({ "acc": right as f64 / known.len() as f64, "rows": known.len() }));
-    Ok(())
+/// How answers are judged by the rows' own.
+#[derive(Clone, Copy)]
+enum Metric {
+    Acc,
+    Rouge,
 }
 
-/// The conversation up to the last answer, which becomes the label.
+impl Metric {
+    fn parse(name: &str) -> Result<Metric> {
+        match name {
+            "acc" => Ok(Metric::Acc),
+            "rouge" => Ok(Metric::Rouge),
+            other => bail!("`--metric {other}`: known are acc and rouge; others can be computed from the file of answers"),
+        }
+    }
+
+    /// The scores of all rows that know an answer.
+    fn judge(self, rows: &[Row]) -> Result<Value> {
+        let known: Vec<(&Row, &String)> = rows.iter().filter_map(|row| Some((row, row.labels.as_ref()?))).collect();
+        if known.is_empty() {
+            bail!("`--metric` compares answers with the rows' own, and no row has one");
+        }
+        Ok(match self {
+            Metric::Acc => {
+                let right = known.iter().filter(|(row, label)| row.response.trim() == label.trim()).count();
+                json!({ "acc": right as f64 / known.len() as f64, "rows": known.len() })
+            }
+            Metric::Rouge => {
+                // Texts without words are left out, as in ms-swift.
+                let scores: Vec<Scores> = known.iter().filter_map(|(row, label)| Scores::of(&row.response, label)).collect();
+                let Scores { rouge_1, rouge_2, rouge_l, bleu_4 } = Scores::mean(&scores);
+                let [rouge_1, rouge_2, rouge_l, bleu_4] =
+                    [rouge_1, rouge_2, rouge_l, bleu_4].map(|score| (score * 1e8).round() / 1e6);
+                json!({ "rouge-1": rouge_1, "rouge-2": rouge_2, "rouge-l": rouge_l, "bleu-4": bleu_4, "rows": scores.len() })
+            }
+        })
+    }
+}
+
+/// The conversation up to the last answer, which becomes the label; of two answers, the chosen one.
 fn row(sample: Sample) -> Row {
-    let mut messages = sample.turns;
+    let Sample { turns: mut messages, chosen, rejected, mut extra, .. } = sample;
+    messages.extend(chosen);
     let labels = messages.pop_if(|turn| turn.role == "assistant").map(|turn| turn.text);
-    Row { messages, labels, extra: sample.extra, response: String::new(), tokens: Vec::new(), done: false }
+    match rejected.as_slice() {
+        [] => {}
+        [turn] => drop(extra.insert("rejected_response".into(), json!(turn.text))),
+        turns => drop(extra.insert("rejected_response".into(), turns.iter().map(message).collect())),
+    }
+    Row { messages, labels, extra, response: String::new(), tokens: Vec::new(), done: false }
+}
+
+/// As rows have it.
+fn message(turn: &Turn) -> Value {
+    json!({ "role": turn.role, "content": turn.text })
 }
 
 /// `{"response", "labels", "logprobs", "messages", ...}`.
 fn line(row: &Row, logprobs: bool, tokenizer: &Tokenizer) -> Result<Value> {
     let answer = Turn::new("assistant", row.response.as_str());
-    let messages: Vec<Value> =
-        row.messages.iter().chain([&answer]).map(|turn| json!({ "role": turn.role, "content": turn.text })).collect();
+    let messages: Vec<Value> = row.messages.iter().chain([&answer]).map(message).collect();
     let mut line = json!({
         "response": row.response,
         "labels": row.labels,

@@ -35,7 +35,9 @@ pub(crate) fn perplexity(environment: &Environment, args: &PerplexityArgs) -> Re
         if path.extension().is_some_and(|e| e == "json" || e == "jsonl" || e == "ndjson") || !path.is_file() {
             let encoder = Encoder::new(&text.tokenizer, text.template.as_ref());
             for row in read_dataset(name, args.dataset_plugin.as_deref(), environment)? {
-                texts.push(encoder.encode(&row.turns, row.extra.get("tools"))?.ids);
+                // Of two answers, the chosen one.
+                let turns = [row.turns, row.chosen].concat();
+                texts.push(encoder.encode(&turns, row.extra.get("tools"))?.ids);
             }
         } else {
             let content = std::fs::read_to_string(path).with_context(|| format!("cannot read `{name}`"))?;

@@ -147,7 +147,7 @@ impl Model {
         let info = self.file.tensor(&info.name).ok_or_else(|| FormatError::missing(self.file.path(), &info.name))?;
         let format = info.kind.format().ok_or_else(|| {
             let reason = format!(
-                "tensor `{}` has type {}; F32, F16, BF16, Q4_0 to Q8_0, Q2_K to Q6_K and IQ4_NL are read",
+                "tensor `{}` has type {}; F32, F16, BF16, Q4_0 to Q8_0, Q2_K to Q6_K and IQ4_NL are read, so get or make the model in one of these",
                 info.name, info.kind.name
             );
             FormatError::unsupported(self.file.path(), reason)

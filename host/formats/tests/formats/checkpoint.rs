@@ -143,6 +143,10 @@ fn folders_open_whole_or_sharded() {
         assert_eq!(read.tensor(&tensor.name).unwrap().data, whole.tensor(&tensor.name).unwrap().data);
     }
 
+    fs::remove_file(root.join("b.safetensors")).unwrap();
+    let error = Checkpoint::open(root).unwrap_err().to_string();
+    assert!(error.contains("`b.safetensors`, which is not beside it") && error.contains(&tensors[4].name), "{error}");
+
     for escape in ["../a.safetensors", "/etc/passwd", "..", "", "x\\..\\y"] {
         write_json(&index, &json!({"weight_map": {"w": escape}}));
         assert!(Checkpoint::open(root).unwrap_err().to_string().contains("names no file"), "{escape}");

@@ -1,6 +1,7 @@
 //! Models in several files, and weights in 8-bit floats.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use serde_json::json;
@@ -129,4 +130,48 @@ fn eight_bit_floats_are_decoded_with_their_scales() {
     assert_eq!(model.generation().unwrap(), Generation::default());
     fs::write(root.join("generation_config.json"), r#"{"temperature": 0.7, "eos_token_id": [1, 2]}"#).unwrap();
     assert_eq!(model.generation().unwrap().eos_token_ids, [1, 2]);
+}
+
+#[test]
+fn files_recommend_sampling_by_their_temperature() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    let read = |metadata: &[(&str, Value)]| {
+        let metadata: Vec<_> = metadata.iter().map(|(key, value)| (format!("general.sampling.{key}"), value.clone())).collect();
+        gguf::write(&path, &metadata, &[]).unwrap();
+        Generation::from_gguf(&Gguf::open(&path).unwrap())
+    };
+    let (temperature, top_k) = (("temp", Value::F32(0.6)), ("top_k", Value::I32(20)));
+    let want = Generation { do_sample: Some(true), temperature: Some(0.6), top_k: Some(20), ..Generation::default() };
+    assert_eq!(read(&[temperature, top_k.clone()]).unwrap(), want);
+    assert_eq!(read(&[top_k]).unwrap().do_sample, None);
+    assert_eq!(read(&[("temp", Value::F32(0.0))]).unwrap().do_sample, Some(false));
+    let error = read(&[("top_p", Value::F32(2.0))]).unwrap_err().to_string();
+    assert!(error.contains("`top_p` is 2.0"), "{error}");
+}
+
+/// Opening reads the headers, reading a tensor its own pages: files may be larger than the memory there is.
+#[test]
+fn files_are_mapped_and_read_where_they_are_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    fs::write(root.join("config.json"), "{}").unwrap();
+    // A terabyte, of which the disk holds the header and the last page.
+    let (large, small) = (1usize << 40, 16);
+    let header = json!({
+        "large": { "dtype": "F32", "shape": [large / 4], "data_offsets": [0, large] },
+        "small": { "dtype": "F32", "shape": [small / 4], "data_offsets": [large, large + small] },
+    });
+    let header = header.to_string();
+    let start = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+    let file = fs::File::create(root.join("model.safetensors")).unwrap();
+    let end = (start.len() + large) as u64;
+    let written = file.write_all_at(&start, 0).and_then(|()| file.write_all_at(&floats(&[1.0, 2.0, 3.0, 4.0]), end));
+    if let Err(error) = written {
+        return eprintln!("skipped: this file system has no sparse files of that size ({error})");
+    }
+    let model = Checkpoint::open(root).unwrap();
+    assert_eq!(model.total_bytes() as u64, end + small as u64);
+    assert_eq!(model.tensor("small").unwrap().to_f32().unwrap(), [1.0, 2.0, 3.0, 4.0]);
+    assert_eq!(model.tensor("large").unwrap().data.len(), large);
 }

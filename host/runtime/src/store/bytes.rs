@@ -17,6 +17,9 @@ pub trait Owner: Send + Sync {
     fn release(&self) -> Option<Arc<dyn Owner>> {
         None
     }
+
+    /// As [`Owner::release`], of a part of the bytes, and before the rest was read. They stay where they are.
+    fn release_part(&self, _part: Range<usize>) {}
 }
 
 impl Owner for Vec<u8> {
@@ -54,6 +57,11 @@ impl Bytes {
     /// Their number.
     pub fn count(&self) -> usize {
         self.range.len()
+    }
+
+    /// Lets the memory of a part of the bytes go.
+    pub(super) fn release_part(&self, part: Range<usize>) {
+        self.owner.release_part(self.range.start + part.start..self.range.start + part.end);
     }
 
     /// Says whether the bytes lie elsewhere now.

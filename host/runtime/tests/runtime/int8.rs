@@ -1,7 +1,8 @@
 //! Integer products: the switch, who rounds what when, and what is held.
 
-use std::sync::Arc;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use swift_graph::op::{Embed, GroupedLinear, Linear};
 use swift_graph::plan::plan;
@@ -198,4 +199,50 @@ fn bytes_that_were_let_go_are_found_again_by_whoever_reads_them() {
     assert_eq!(exact.run(&mut store, &c.env.bindings, &c.inputs).unwrap(), want);
     assert_eq!(whole.run(&mut store, &c.env.bindings, &c.inputs).unwrap(), rounded);
     assert_eq!(made.load(Ordering::SeqCst), times, "once");
+}
+
+/// Notes which parts of its bytes were let go.
+struct Noted {
+    bytes: Vec<u8>,
+    parts: Arc<Mutex<Vec<Range<usize>>>>,
+}
+
+impl Owner for Noted {
+    fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn release_part(&self, part: Range<usize>) {
+        self.parts.lock().unwrap().push(part);
+    }
+}
+
+#[test]
+fn large_weights_are_let_go_while_they_are_repacked() {
+    // A stack of two, each of more bytes than are repacked at once, and not of whole panels.
+    let (rows_of, cols) = (9001, 1024);
+    let mut c = Case::new();
+    let x = c.x(rows(&[cols as u64]));
+    let w = c.w(&[2, rows_of as u64, cols as u64], Format::Q8_0);
+    let choices = c.i(rows(&[1]), (0..N as i32).map(|i| i % 2).collect());
+    let y = c.g.push(GroupedLinear, &[x, w, choices]).unwrap();
+    c.out(y);
+    let device = CpuDevice::new(CpuOptions { threads: 2, isa: None }).unwrap();
+    let mut store = c.fill(&device);
+    let (_, format, shape, bytes) = c.store[0].clone();
+    let (count, parts) = (bytes.len(), Arc::default());
+    let owner = Noted { bytes: bytes.clone(), parts: Arc::clone(&parts) };
+    store.insert_weight("w0", format, shape, Bytes::new(Arc::new(owner), 0..count).unwrap()).unwrap();
+    let mut executable = device.compile(plan(c.g.clone(), &|_| false).unwrap()).unwrap();
+    executable.set_precision(Precision::Int8);
+    let run = executable.run(&mut store, &c.env.bindings, &c.inputs).unwrap();
+    let parts = parts.lock().unwrap().clone();
+    assert!(parts.len() >= 4 && parts.iter().all(|part| part.len() < 10 << 20), "{parts:?}");
+    assert!(parts[0].start == 0 && parts[parts.len() - 1].end == count && parts.windows(2).all(|p| p[0].end == p[1].start));
+    let input = floats(c.inputs.get("x0").unwrap()).to_vec();
+    let y = floats(run.get("out0").unwrap());
+    for (i, (x, y)) in input.chunks(cols).zip(y.chunks(rows_of)).enumerate().take(2) {
+        c.store[0] = ("w0".to_string(), format, vec![rows_of, cols], bytes[i * count / 2..][..count / 2].to_vec());
+        assert_eq!(y, direct(&c, 0, x), "row {i}");
+    }
 }

@@ -54,11 +54,12 @@ mod scalar;
 #[cfg(test)]
 mod tests;
 
+pub use panel::PANEL;
 pub use repack::{repack, repacked_bytes};
 pub(super) use rows::quantize_chosen;
 pub use rows::{quantize_rows, quantized_words};
 
-use panel::{Block, Kind, PANEL};
+use panel::{Block, Kind};
 use rows::{BLOCK, Line, Rows, TILE};
 
 /// A borrowed weight in panels.

@@ -23,7 +23,7 @@ use crate::quant::IQ4_NL;
 use super::rows::BLOCK;
 
 /// Rows of a panel.
-pub(super) const PANEL: usize = 16;
+pub const PANEL: usize = 16;
 
 /// Levels of 32 values of all rows of a panel.
 pub(super) const LEVELS: usize = BLOCK * PANEL;
