@@ -66,8 +66,9 @@ fn permitted() -> bool {
 }
 
 /// Shapes of the eight tiles, as the instruction that sets them reads it.
+#[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Shapes {
+pub(crate) struct Shapes {
     palette: u8,
     start_row: u8,
     reserved: [u8; 14],
@@ -75,25 +76,39 @@ struct Shapes {
     rows: [u8; 16],
 }
 
-/// The tile registers of this thread, all of full size, until dropped. They are not to be taken twice at a time.
+impl Shapes {
+    /// Rows and bytes of a row of each tile.
+    pub(crate) const fn of(tiles: [(usize, usize); 8]) -> Shapes {
+        let (mut row_bytes, mut rows) = ([0; 16], [0; 16]);
+        let mut tile = 0;
+        while tile < tiles.len() {
+            assert!(tiles[tile].0 - 1 < ROWS && tiles[tile].1 - 1 < ROW_BYTES && tiles[tile].1.is_multiple_of(4));
+            (rows[tile], row_bytes[tile]) = (tiles[tile].0 as u8, tiles[tile].1 as u16);
+            tile += 1;
+        }
+        Shapes { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows }
+    }
+}
+
+/// The tile registers of this thread, in some shapes, until dropped. They are not to be taken twice at a time.
 pub(crate) struct Tiles(());
 
 impl Tiles {
+    /// All of full size.
+    ///
+    /// # Safety
+    /// See [`Tiles::shaped`].
+    pub(crate) unsafe fn take() -> Tiles {
+        const FULL: Shapes = Shapes::of([(ROWS, ROW_BYTES); 8]);
+        // SAFETY: by the caller's promise.
+        unsafe { Tiles::shaped(const { &FULL }) }
+    }
+
     /// # Safety
     /// The level is [`crate::isa::Isa::Amx`].
-    pub(crate) unsafe fn take() -> Tiles {
-        const FULL: Shapes = {
-            let (mut row_bytes, mut rows) = ([0; 16], [0; 16]);
-            let mut tile = 0;
-            while tile < 8 {
-                (row_bytes[tile], rows[tile]) = (ROW_BYTES as u16, ROWS as u8);
-                tile += 1;
-            }
-            Shapes { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows }
-        };
-        let shapes = FULL;
-        // SAFETY: the shapes are valid, and by the caller's promise the instruction exists.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const shapes, options(nostack, readonly)) };
+    pub(crate) unsafe fn shaped(shapes: &Shapes) -> Tiles {
+        // SAFETY: shapes are valid, and by the caller's promise the instruction exists.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const *shapes, options(nostack, readonly)) };
         Tiles(())
     }
 }
@@ -105,7 +120,7 @@ impl Drop for Tiles {
     }
 }
 
-/// Tile `$t` becomes the 1 KiB at `$from`, whose rows follow one another.
+/// Tile `$t` becomes what is at `$from`, rows of its shape that begin [`ROW_BYTES`] apart.
 macro_rules! load {
     ($t:literal, $from:expr) => {
         std::arch::asm!(

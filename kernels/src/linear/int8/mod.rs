@@ -4,7 +4,7 @@
 //! once for all layers that read them ([`quantize_rows`]), and one kernel serves a single row,
 //! which is bound by reading the panels, as well as hundreds, which are bound by the multipliers:
 //! 8-bit products, four to a lane, are summed in 32 bits (`maddubs` on AVX2, `vpdpbusd` on
-//! AVX-512), and each group's sum is scaled into a float.
+//! AVX-512, tiles on AMX for many rows and signed levels with one scale in a block), and each group's sum is scaled into a float.
 //!
 //! ```text
 //! panel      16 output rows, padded with zero rows; units of whole blocks along k, in memory order (see `panel`)
@@ -43,6 +43,8 @@ use crate::gemm::scratch::with_scratch;
 use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool};
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -88,6 +90,12 @@ const PAIR: usize = 2;
 /// Panels of one task, which share a tile of activations in L1.
 const GROUP: usize = 2;
 
+/// The same where there are tasks enough: tiles are read from L2 half as often, and more of an output's row is written at a time.
+const WIDE_GROUP: usize = 4;
+
+/// Tiles of activations that are multiplied in one go at [`Isa::Amx`], so that the matrix unit seldom starts anew.
+const RUN: usize = 4;
+
 /// Bytes of activations of one task: they stay in L2 while panels pass.
 const KEPT: usize = 1 << 20;
 
@@ -96,7 +104,7 @@ const KEPT: usize = 1 << 20;
 /// Two panels at a time, two streams for the hardware to follow, were no faster with 3072, and slower the further ahead.
 const AHEAD: usize = 8192;
 
-/// A product of some blocks of one or a pair of panels with rows of activations of one tile.
+/// A product of some blocks of one or a pair of panels with rows of activations of one tile, or of whole tiles.
 struct Tile {
     kind: Kind,
     panels: usize,
@@ -113,6 +121,9 @@ struct Tile {
     acc_stride: usize,
     /// At most `TILE`.
     tokens: usize,
+    /// Tiles, one or, at [`Isa::Amx`], several whole ones. Their sums follow one another, their lines are `next` apart.
+    tiles: usize,
+    next: usize,
     /// What will be read next, of panels `ahead_stride` apart, and how many bytes of it to fetch with each block.
     ahead: *const u8,
     ahead_stride: usize,
@@ -130,9 +141,23 @@ fn tile_fn(isa: Isa) -> TileFn {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => avx2::tile,
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Amx => avx512::tile,
+        Isa::Avx512 => avx512::tile,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Amx => amx::tile,
         #[cfg(not(target_arch = "x86_64"))]
         _ => scalar::tile,
+    }
+}
+
+/// The level whose kernels multiply.
+fn level(isa: Isa, kind: Kind, m: usize) -> Isa {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Amx if !amx::pays(kind, m) => Isa::Avx512,
+        _ => {
+            let _ = (kind, m);
+            isa
+        }
     }
 }
 
@@ -185,7 +210,10 @@ pub fn linear_int8(pool: &Pool, m: usize, alpha: f32, x: &[u32], w: &Panels<'_>,
 pub fn linear_int8_many<const N: usize>(pool: &Pool, m: usize, x: &[u32], parts: [Part<'_>; N]) {
     let Some(k) = parts.first().map(|part| part.w.cols) else { return };
     let x = Rows::new(m, k, x);
+    let tiles = m.div_ceil(TILE);
     let (mut groups, mut panels, mut bytes) = (0, 0, 0);
+    let wide = parts.iter().map(|part| part.w.rows.div_ceil(PANEL).div_ceil(WIDE_GROUP)).sum::<usize>();
+    let group_panels = if tiles > 1 && wide * tiles.div_ceil(8) >= 4 * pool.threads() { WIDE_GROUP } else { GROUP };
     let parts = parts.map(|Part { w, layer, y }| {
         let (n, kind) = (w.rows, Kind::of(w.format).expect("the format was repacked"));
         assert_eq!(w.cols, k, "weights take other activations");
@@ -201,7 +229,7 @@ pub fn linear_int8_many<const N: usize>(pool: &Pool, m: usize, x: &[u32], parts:
             }
         }
         let first = groups;
-        groups += n.div_ceil(PANEL).div_ceil(GROUP);
+        groups += n.div_ceil(PANEL).div_ceil(group_panels);
         (panels, bytes) = (panels + n.div_ceil(PANEL), bytes + w.data.len());
         Open { kind, n, k, m, data: w.data, y: Disjoint::new(y), layer, groups: first..groups }
     });
@@ -213,7 +241,6 @@ pub fn linear_int8_many<const N: usize>(pool: &Pool, m: usize, x: &[u32], parts:
         1..8 => (TASK_BYTES * groups / bytes.max(1)).clamp(1, groups.div_ceil(4 * pool.threads())),
         _ => 1,
     };
-    let tiles = m.div_ceil(TILE);
     let kept = tiles.div_ceil((KEPT / (TILE * (k / BLOCK).max(1) * size_of::<Line>())).max(1));
     // Small weights have few groups for the threads to share: then ranges of a hundred rows, so that widening stays cheap.
     let ranges = kept.max((8 * pool.threads()).div_ceil(groups).min(tiles.div_ceil(8)));
@@ -224,7 +251,8 @@ pub fn linear_int8_many<const N: usize>(pool: &Pool, m: usize, x: &[u32], parts:
         let tiles = range * tiles / ranges..(range + 1) * tiles / ranges;
         for group in task * several..groups.min((task + 1) * several) {
             let Some(part) = parts.iter().find(|part| part.groups.contains(&group)) else { return };
-            part.multiply(pool.isa(), &x, (group - part.groups.start) * GROUP, tiles.clone());
+            let first = (group - part.groups.start) * group_panels;
+            part.multiply(pool.isa(), &x, first..part.n.div_ceil(PANEL).min(first + group_panels), tiles.clone());
         }
     });
 }
@@ -243,11 +271,12 @@ struct Open<'a> {
 }
 
 impl Open<'_> {
-    /// The panels of a group, from `first` on, with some tiles of activations.
-    fn multiply(&self, isa: Isa, x: &Rows<'_>, first: usize, tiles: std::ops::Range<usize>) {
+    /// The panels of a group with some tiles of activations.
+    fn multiply(&self, isa: Isa, x: &Rows<'_>, panels: std::ops::Range<usize>, tiles: std::ops::Range<usize>) {
         let &Open { kind, n, k, m, .. } = self;
+        let isa = level(isa, kind, m);
         let (blocks, unit) = (k / BLOCK, kind.blocks());
-        let panels = GROUP.min(n.div_ceil(PANEL) - first);
+        let (first, panels) = (panels.start, panels.len());
         let rows = tiles.start * TILE..m.min(tiles.end * TILE);
         let columns = first * PANEL..n.min((first + panels) * PANEL);
         let panel_bytes = blocks / unit * kind.unit_bytes();
@@ -256,6 +285,9 @@ impl Open<'_> {
         };
         let direct = direct_fn(isa, m);
         let multiply = direct.unwrap_or(tile_fn(isa));
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level comes from a pool, which has checked it against the CPU; no one else takes the registers meanwhile.
+        let _tiles = (direct.is_none() && isa == Isa::Amx).then(|| unsafe { amx::take() });
         // Stretches of nearly equal length, of whole units.
         let stretch = match direct {
             Some(_) => blocks,
@@ -275,10 +307,19 @@ impl Open<'_> {
                         panel::widen(isa, kind, units, &mut widened[..count]);
                     }
                 }
-                for tile in tiles.clone() {
+                let mut rest = tiles.clone();
+                while !rest.is_empty() {
+                    let tile = rest.start;
                     let (tokens, lines) = x.tile(tile, start);
                     let first_row = tile * TILE;
+                    let run = if isa == Isa::Amx { (rows.end / TILE - tile).clamp(1, RUN) } else { 1 };
+                    rest.start += run;
                     let acc = &mut acc[(first_row - rows.start) * PANEL..];
+                    // Rows of `y` are far from each other: their lines arrive while the tiles are multiplied.
+                    for row in (first_row..first_row + run * tokens).take_while(|_| start + count == blocks) {
+                        // SAFETY: this task alone has these columns of these rows.
+                        fetch(unsafe { self.y.slice(row * n + columns.start, columns.len()) });
+                    }
                     for panel in (0..panels).step_by(if direct.is_some() { 1 } else { PAIR }) {
                         let units = bytes(panel, start).as_ptr();
                         let fetched = kind.unit_bytes() / unit;
@@ -301,6 +342,8 @@ impl Open<'_> {
                             acc: acc[panel * rows.len() * PANEL..].as_mut_ptr(),
                             acc_stride: rows.len() * PANEL,
                             tokens,
+                            tiles: run,
+                            next: blocks * TILE,
                             ahead,
                             ahead_stride: panel_bytes,
                             fetched,
@@ -309,8 +352,7 @@ impl Open<'_> {
                         // tile's sums from `acc` on; the level is the pool's.
                         unsafe { multiply(&tile) };
                     }
-                    // Rows of `y` are far from each other: their lines arrive while the next tile is multiplied.
-                    for i in (0..tokens).take_while(|_| start + count == blocks) {
+                    for i in (0..run * tokens).take_while(|_| start + count == blocks) {
                         let row = first_row + i;
                         // SAFETY: this task alone has these columns of these rows.
                         let y = unsafe { self.y.slice(row * n + columns.start, columns.len()) };
@@ -327,6 +369,17 @@ impl Open<'_> {
             }
         });
     }
+}
+
+/// Fetches lines that will be written.
+fn fetch(y: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in y.chunks(64 / size_of::<f32>()) {
+        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        // SAFETY: fetching touches nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(line.as_ptr().cast()) };
+    }
+    let _ = y;
 }
 
 /// Writes the sums of a row, of panels that are `stride` apart, to `y`, the outputs from `column` on.

@@ -31,7 +31,7 @@ pub(super) const LEVELS: usize = BLOCK * PANEL;
 /// 32 values of all rows of a panel, ready to be multiplied.
 #[repr(C, align(64))]
 pub(super) struct Block {
-    /// Signed ones have 128 added.
+    /// Signed ones have 128 added, but not at [`Isa::Amx`], where there are products of signed bytes.
     pub(super) levels: [u8; LEVELS],
     /// By group of 16, or all in the first.
     pub(super) scales: [[f32; PANEL]; 2],
@@ -156,7 +156,10 @@ pub(super) fn widen(isa: Isa, kind: Kind, units: &[u8], out: &mut [Block]) {
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level comes from a pool, which has checked it against the CPU.
-        Isa::Avx512 | Isa::Amx => unsafe { super::avx512::widen(kind, units, out) },
+        Isa::Avx512 => unsafe { super::avx512::widen(kind, units, out, 128) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Amx => unsafe { super::avx512::widen(kind, units, out, 0) },
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => vector(isa, kind, units, out),
         _ => widen_with(kind, units, out),

@@ -23,7 +23,7 @@ pub(super) const TILE: usize = 12;
 pub(super) const START: i32 = SHIFT.to_bits() as i32;
 
 /// 32 quantized activations `p`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[repr(C)]
 pub(super) struct Line {
     pub(super) p: [i8; BLOCK],
@@ -68,11 +68,11 @@ impl<'a> Rows<'a> {
         Rows { rows: m, blocks: k / BLOCK, lines }
     }
 
-    /// Rows of tile `tile`, and their lines from column block `block` on.
+    /// Rows of tile `tile`, and all lines from those of its column block `block` on.
     pub(super) fn tile(&self, tile: usize, block: usize) -> (usize, &'a [Line]) {
         let first = tile * TILE;
         let width = TILE.min(self.rows - first);
-        (width, &self.lines[first * self.blocks..][..width * self.blocks][width * block..])
+        (width, &self.lines[first * self.blocks + width * block..])
     }
 }
 

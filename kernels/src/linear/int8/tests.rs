@@ -69,6 +69,7 @@ fn panels_widen_to_what_the_blocks_decode_to() {
                         let group = at * kind.groups / BLOCK;
                         let scale = block.scales[group][row];
                         let got = match kind.signed {
+                            true if isa == Isa::Amx => scale * f32::from(level as i8),
                             true => scale * (f32::from(level) - 128.0),
                             false => scale.mul_add(f32::from(level), block.minima[group][row]),
                         };
@@ -124,7 +125,7 @@ fn levels_batches_and_threads_agree_bitwise() {
             let k = blocks * format.block_len();
             let bytes = encoded(format, n, k);
             let w = Weight::new(format, n, k, &bytes);
-            for m in [1, 3, 4, 5, 8, 19, 258] {
+            for m in [1, 3, 4, 5, 8, 12, 19, 258] {
                 let mut x = noise(m * k, 7);
                 // Blocks of zeros, and of values far apart.
                 x[..16].fill(0.0);
