@@ -12,7 +12,7 @@ struct Operand([u8; TILE_BYTES]);
 impl Operand {
     /// Bytes of `bf16` numbers near one, or any integers.
     fn new() -> Operand {
-        Operand(std::array::from_fn(|i| if i % 2 == 1 { 0x3f } else { (i * 181 >> 3) as u8 }))
+        Operand(std::array::from_fn(|i| if i % 2 == 1 { 0x3f } else { ((i * 181) >> 3) as u8 }))
     }
 }
 
