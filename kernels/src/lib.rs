@@ -8,7 +8,7 @@
 //! * Activations are `f32`, row-major. Weights are [`format::Weight`]s.
 //! * `scalar.rs` of a family is its specification; the wide versions are held
 //!   to it by the parity tests beside them. They are `avx2.rs` and `avx512.rs`,
-//!   or one `vector.rs` over the vector types of `simd`, compiled per level, NEON included.
+//!   `amx.rs` where a matrix unit pays, or one `vector.rs` over the vector types of `simd`, compiled per level, NEON included.
 //! * Results are bitwise independent of the number of threads: an output element
 //!   is computed by one task, in an order fixed by the shapes.
 //! * Wrong lengths are programmer mistakes and panic at the caller's line.

@@ -12,7 +12,7 @@ use swift_train::{Plugins, TrainError};
 use crate::args::Cli;
 use crate::embedded;
 
-/// Forces the kernels' instruction set: `scalar`, `avx2` or `avx512`.
+/// Forces the kernels' instruction set: `scalar`, `avx2`, `avx512`, `amx` or `neon`.
 pub(crate) const ISA_VARIABLE: &str = "SWIFT_HOST_ISA";
 /// Folders searched for plugins before the program's own, separated like `PATH`.
 pub(crate) const PLUGIN_VARIABLE: &str = "SWIFT_HOST_PLUGINS";

@@ -14,7 +14,7 @@ pub(crate) fn doctor(environment: &Environment) -> Result<ExitCode> {
     outln!("swift-host {}", env!("CARGO_PKG_VERSION"));
     outln!("processor      {}", info.name);
     outln!("threads        {}", info.threads);
-    outln!("kernels        {} ({ISA_VARIABLE}=scalar|avx2|avx512 forces a level)", info.isa);
+    outln!("kernels        {} ({ISA_VARIABLE}=scalar|avx2|avx512|amx forces a level)", info.isa);
     outln!("available      {}", swift_runtime::Isa::available().map(|isa| isa.to_string()).collect::<Vec<_>>().join(", "));
     if let Some(total) = info.memory_total {
         let free = info.memory_available.map_or("unknown".into(), bytes);
