@@ -120,12 +120,15 @@ impl Drop for Tiles {
     }
 }
 
-/// Tile `$t` becomes what is at `$from`, rows of its shape that begin [`ROW_BYTES`] apart.
+/// Tile `$t` becomes what is at `$from`, rows of its shape that begin [`ROW_BYTES`], or `$stride` bytes, apart.
 macro_rules! load {
     ($t:literal, $from:expr) => {
+        $crate::amx::load!($t, $from, $crate::amx::ROW_BYTES)
+    };
+    ($t:literal, $from:expr, $stride:expr) => {
         std::arch::asm!(
             concat!("tileloadd tmm", $t, ", [{0} + {1}]"),
-            in(reg) $from, in(reg) $crate::amx::ROW_BYTES, options(nostack, readonly, preserves_flags)
+            in(reg) $from, in(reg) $stride, options(nostack, readonly, preserves_flags)
         )
     };
 }

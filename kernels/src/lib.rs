@@ -40,4 +40,6 @@ pub mod topk;
 
 #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 mod simd;
+#[cfg(target_arch = "x86_64")]
+mod split;
 mod stream;

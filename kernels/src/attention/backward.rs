@@ -63,12 +63,9 @@ pub(super) unsafe fn run(
 ) {
     let (dim, value_dim, len, group) = (spec.head_dim, spec.value_dim, part.run.len(), spec.group());
     let (k_pitch, v_pitch) = (tile::pitch(padded(dim)), tile::pitch(padded(value_dim)));
-    let (width, value_width, n) = (padded(dim), padded(value_dim), saved.lse.len() / spec.heads);
+    let (width, value_width) = (padded(dim), padded(value_dim));
     let (q_stride, o_stride) = (spec.q_width(), spec.o_width());
-    let tiles: Vec<Queries<QUERIES>> = (0..len)
-        .step_by(QUERIES)
-        .map(|begin| Queries::new(spec, len, (begin..len.min(begin + QUERIES)).map(|i| ((part.run.start + i) * spec.heads, i))))
-        .collect();
+    let tiles = query_tiles(spec, &part.run);
     let units = Units::new(spec, x.bias.is_some());
     let floats =
         KEYS * (dim + value_dim + width + k_pitch + value_width) + QUERIES * (2 * KEYS + k_pitch + v_pitch) + 2 * group * len;
@@ -84,15 +81,7 @@ pub(super) unsafe fn run(
         let (packed_d_o, rest) = rest.split_at_mut(QUERIES * v_pitch);
         let (lse, delta) = rest.split_at_mut(group * len);
         let heads = part.kv_head * group..(part.kv_head + 1) * group;
-        let first = if spec.causal { part.keys.start } else { 0 };
-        for (head, (lse, delta)) in heads.clone().zip(lse.chunks_exact_mut(len).zip(delta.chunks_exact_mut(len))) {
-            for (i, (lse, delta)) in lse.iter_mut().zip(delta).enumerate().skip(first) {
-                let token = part.run.start + i;
-                let at = token * o_stride + head * value_dim;
-                *lse = saved.lse[head * n + token] * LOG2_E;
-                *delta = dot(isa, &saved.o[at..][..value_dim], &saved.d_o[at..][..value_dim]);
-            }
-        }
+        prepare(isa, spec, saved, &part, lse, delta);
         for start in part.keys.clone().step_by(KEYS) {
             let tile = start..part.keys.end.min(start + KEYS);
             let k = &keys.k[start * keys.k_stride..];
@@ -103,7 +92,7 @@ pub(super) unsafe fn run(
             for (member, head) in heads.clone().enumerate() {
                 let d_q = d_q(head);
                 for (number, queries) in tiles.iter().enumerate() {
-                    let Some(seen) = Seen::new(queries, &tile) else { continue };
+                    let Some(seen) = Seen::<KEYS>::new(queries, &tile) else { continue };
                     let (count, begin) = (queries.count, number * QUERIES);
                     let token = part.run.start + begin;
                     let q = &x.q[token * q_stride + head * dim..];
@@ -145,10 +134,19 @@ pub(super) unsafe fn run(
                             }
                             .run(isa);
                         }
-                        let chain =
-                            Chain { spec, units, queries, tile: &tile, head, rows: rows.clone(), lanes, whole: seen.whole };
+                        let (tile, rows, whole) = (&tile, rows.clone(), seen.whole);
+                        let chain = Chain { spec, units, queries, tile, head, rows: rows.clone(), lanes, whole, pitch: KEYS };
                         let at = member * len + begin..member * len + begin + count;
-                        chain_rule(isa, &chain, &lse[at.clone()], &delta[at], keys.bias.as_ref(), d_bias, p, d_s);
+                        chain_rule(
+                            isa,
+                            &chain,
+                            &lse[at.clone()],
+                            &delta[at],
+                            keys.bias.as_ref(),
+                            d_bias,
+                            &mut p[panel..],
+                            &mut d_s[panel..],
+                        );
                         hide(panel, pitch, 0..rows.start, d_s);
                         hide(panel, pitch, rows.end..count, d_s);
                     }
@@ -203,17 +201,39 @@ pub(super) unsafe fn run(
     });
 }
 
+/// Tiles of the queries of a run; rows are those of the first head.
+pub(super) fn query_tiles(spec: &Spec, run: &Range<usize>) -> Vec<Queries<QUERIES>> {
+    let len = run.len();
+    let tile = |begin: usize| (begin..len.min(begin + QUERIES)).map(|i| ((run.start + i) * spec.heads, i));
+    (0..len).step_by(QUERIES).map(|begin| Queries::new(spec, len, tile(begin))).collect()
+}
+
+/// Writes `lse`, in powers of two, and `D` of all queries that may see keys of the part, for each head.
+pub(super) fn prepare(isa: Isa, spec: &Spec, saved: &Saved<'_>, part: &Part<'_>, lse: &mut [f32], delta: &mut [f32]) {
+    let (group, value_dim, len) = (spec.group(), spec.value_dim, part.run.len());
+    let first = if spec.causal { part.keys.start } else { 0 };
+    for (member, (lse, delta)) in lse.chunks_exact_mut(len).zip(delta.chunks_exact_mut(len)).enumerate() {
+        let head = part.kv_head * group + member;
+        for (i, (lse, delta)) in lse.iter_mut().zip(delta).enumerate().skip(first) {
+            let token = part.run.start + i;
+            let at = token * spec.o_width() + head * value_dim;
+            *lse = saved.lse[head * (saved.lse.len() / spec.heads) + token] * LOG2_E;
+            *delta = dot(isa, &saved.o[at..][..value_dim], &saved.d_o[at..][..value_dim]);
+        }
+    }
+}
+
 /// What a tile of queries sees of a tile of keys.
-struct Seen {
-    whole: bool,
+pub(super) struct Seen<const KEYS: usize> {
+    pub(super) whole: bool,
     /// Keys that each query sees, and queries that see each key.
     queries: [Range<u32>; QUERIES],
     keys: [Range<u32>; KEYS],
 }
 
-impl Seen {
+impl<const KEYS: usize> Seen<KEYS> {
     /// `None` if they see nothing.
-    fn new(queries: &Queries<QUERIES>, tile: &Range<usize>) -> Option<Seen> {
+    pub(super) fn new(queries: &Queries<QUERIES>, tile: &Range<usize>) -> Option<Seen<KEYS>> {
         let count = queries.count;
         let whole = queries.ascend_and_see_all(0..count, tile);
         let mut seen = Seen { whole, queries: [const { 0..0 }; QUERIES], keys: [const { 0..0 }; KEYS] };
@@ -245,6 +265,11 @@ impl Seen {
         if self.whole { 0..count } else { tile::union(self.keys[keys.clone()].iter().cloned()) }
     }
 
+    /// Keys, of `len`, that any of these queries sees.
+    pub(super) fn keys_of(&self, queries: Range<usize>, len: usize) -> Range<usize> {
+        if self.whole && !queries.is_empty() { 0..len } else { tile::union(self.queries[queries].iter().cloned()) }
+    }
+
     fn of_queries(&self, count: usize) -> &[Range<u32>] {
         if self.whole { &[] } else { &self.queries[..count] }
     }
@@ -260,22 +285,24 @@ fn hide(panel: usize, pitch: usize, rows: Range<usize>, d_s: &mut [f32]) {
 }
 
 /// What of a tile [`chain_rule`] works on.
-struct Chain<'a> {
-    spec: &'a Spec,
-    units: Units,
-    queries: &'a Queries<QUERIES>,
-    tile: &'a Range<usize>,
-    head: usize,
+pub(super) struct Chain<'a> {
+    pub(super) spec: &'a Spec,
+    pub(super) units: Units,
+    pub(super) queries: &'a Queries<QUERIES>,
+    pub(super) tile: &'a Range<usize>,
+    pub(super) head: usize,
     /// Queries of the tile, and keys: lanes of a panel.
-    rows: Range<usize>,
-    lanes: Range<usize>,
-    whole: bool,
+    pub(super) rows: Range<usize>,
+    pub(super) lanes: Range<usize>,
+    pub(super) whole: bool,
+    /// Distance of the rows of scores and gradients, which begin with the panel.
+    pub(super) pitch: usize,
 }
 
 simd_fn! {
     /// Turns scores into weights, and gradients of weights into gradients of scores, times the scale.
     /// `lse`, in powers of two, and `delta` have an element for each row of the tile.
-    fn chain_rule<S>(
+    pub(super) fn chain_rule<S>(
         s,
         chain: &Chain<'_>,
         lse: &[f32],
@@ -285,17 +312,15 @@ simd_fn! {
         scores: &mut [f32],
         d_weights: &mut [f32],
     ) {
-        let Chain { spec, units, queries, tile, head, rows, lanes, whole } = chain;
-        let (pitch, panel) = (padded(lanes.len()), tile.start + lanes.start..tile.start + lanes.end);
-        assert!(scores.len() >= rows.end * KEYS && d_weights.len() >= rows.end * KEYS && lanes.start + pitch <= KEYS);
+        let Chain { spec, units, queries, tile, head, rows, lanes, whole, pitch } = chain;
+        let (width, panel) = (padded(lanes.len()), tile.start + lanes.start..tile.start + lanes.end);
         let (factor, scale) = (s.splat(units.factor), s.splat(spec.scale));
         for row in rows.clone() {
             let whole = *whole || queries.see_all(row..row + 1, &panel);
-            let at = row * KEYS + lanes.start;
-            let (scores, d_weights) = (&mut scores[at..][..pitch], &mut d_weights[at..][..pitch]);
+            let (scores, d_weights) = (&mut scores[row * pitch..][..width], &mut d_weights[row * pitch..][..width]);
             let (less, delta) = (s.splat(-lse[row]), delta[row]);
             let less_delta = s.splat(-delta * spec.scale);
-            for lane in (0..pitch).step_by(S::LANES) {
+            for lane in (0..width).step_by(S::LANES) {
                 let key = panel.start + lane;
                 // SAFETY: whole vectors of a row of a panel.
                 unsafe {

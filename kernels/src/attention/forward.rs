@@ -115,22 +115,14 @@ pub(super) fn attend(
             }
         }
         for (lane, o) in o.chunks_exact_mut(width).enumerate().take(count) {
-            let (mut top, mut sum, mut shrink) = (state.top[lane], state.sum[lane], 1.0);
-            if let Some(sink) = sink {
-                // The highest of both keeps every exponential finite.
-                let sink = sink * LOG2_E;
-                let higher = top.max(sink);
-                shrink = (top - higher).exp2();
-                sum = sum * shrink + (sink - higher).exp2();
-                top = higher;
-            }
-            out(lane, &o[..value_dim], shrink / sum, (top + sum.log2()) * LN_2);
+            let (factor, log_sum) = state.finish(lane, sink);
+            out(lane, &o[..value_dim], factor, log_sum);
         }
     });
 }
 
 /// What the queries of a panel see of a tile of keys.
-struct Seen {
+pub(super) struct Seen {
     lanes: Range<usize>,
     /// The tile.
     keys: Range<usize>,
@@ -145,7 +137,7 @@ struct Seen {
 
 impl Seen {
     /// `None` if they see nothing.
-    fn new(queries: &Queries<QUERIES>, lanes: Range<usize>, keys: &Range<usize>) -> Option<Seen> {
+    pub(super) fn new(queries: &Queries<QUERIES>, lanes: Range<usize>, keys: &Range<usize>) -> Option<Seen> {
         let whole = queries.ascend_and_see_all(lanes.clone(), keys);
         let mut seen = Seen {
             lanes: lanes.clone(),
@@ -181,7 +173,7 @@ impl Seen {
     }
 
     /// Keys that any vector computes.
-    fn computed(&self) -> Range<usize> {
+    pub(super) fn computed(&self) -> Range<usize> {
         self.start..self.ends[self.vectors() - 1]
     }
 
@@ -202,26 +194,40 @@ impl Seen {
 }
 
 /// Running softmax of the lanes.
-struct State {
+pub(super) struct State {
     top: [f32; QUERIES],
     sum: [f32; QUERIES],
     /// What the last tile multiplied earlier sums by.
-    shrink: [f32; QUERIES],
+    pub(super) shrink: [f32; QUERIES],
     /// Panels that have seen a key.
     begun: [bool; QUERIES / PANEL],
 }
 
 impl State {
-    fn new() -> State {
+    pub(super) fn new() -> State {
         let (top, none, one) = ([NO_SCORE; QUERIES], [0.0; QUERIES], [1.0; QUERIES]);
         State { top, sum: none, shrink: one, begun: [false; QUERIES / PANEL] }
+    }
+
+    /// What makes the sums of a lane its result, and the log of the sum of exponentials.
+    pub(super) fn finish(&self, lane: usize, sink: Option<f32>) -> (f32, f32) {
+        let (mut top, mut sum, mut shrink) = (self.top[lane], self.sum[lane], 1.0);
+        if let Some(sink) = sink {
+            // The highest of both keeps every exponential finite.
+            let sink = sink * LOG2_E;
+            let higher = top.max(sink);
+            shrink = (top - higher).exp2();
+            sum = sum * shrink + (sink - higher).exp2();
+            top = higher;
+        }
+        (shrink / sum, (top + sum.log2()) * LN_2)
     }
 }
 
 simd_fn! {
     /// Turns the products of a panel into weights relative to the running maximum, zero for what is
     /// hidden. A `bias` that is not empty has the layout of the scores.
-    fn soften<S>(
+    pub(super) fn soften<S>(
         s,
         spec: &Spec,
         queries: &Queries<QUERIES>,

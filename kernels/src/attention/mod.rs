@@ -14,7 +14,7 @@
 //! is zero: it only takes weight from the others (gpt-oss, OpenAI 2025). Outputs are overwritten.
 //!
 //! The wide levels work on tiles, skip those that are masked out entirely, and cut the others to the
-//! blocks of registers that see anything. All products are of the one form that `product.rs` computes, and
+//! blocks of registers that see anything. All products are of the one form that `product.rs` computes, or (`amx`) in a matrix unit, and
 //! scores are kept in powers of two, of which the exponential is cheapest. An output element is always
 //! summed in the order of its keys (or queries), so results do not depend on the number of threads. Error
 //! against `scalar.rs` is about `1e-6` relative to the largest value attended to. A bias costs its size in
@@ -23,6 +23,8 @@
 
 #![allow(clippy::too_many_arguments, reason = "a kernel names its sizes, inputs and outputs")]
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod backward;
 mod cache;
@@ -44,7 +46,7 @@ use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool};
 use std::ops::Range;
 
-/// Largest head: keeps the scratch of a thread below 2 MB.
+/// Largest head: keeps the scratch of a thread below 2 MB, or 16 MB with a matrix unit.
 pub const MAX_HEAD_DIM: usize = 1024;
 
 /// Heads and mask of an attention layer.

@@ -1,5 +1,7 @@
 //! Splits attention into tasks for the wide levels.
 
+use super::amx;
+use super::amx::forward::SplitKeys;
 use super::backward::{self, KEYS, Part, Rows};
 use super::forward::{Keys, QUERIES, attend};
 use super::tile::{self, Bias, Queries, padded};
@@ -7,6 +9,7 @@ use super::{Inputs, Saved, Spec};
 use crate::gemm::scratch::with_scratch;
 use crate::pool::{Disjoint, Pool};
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Floats of the partial gradients of queries that may exist at a time, 32 MB. The calling thread keeps
 /// them: fresh pages would cost more than the sums.
@@ -42,15 +45,60 @@ pub(super) fn forward(pool: &Pool, spec: &Spec, x: &Inputs<'_>, runs: &[Range<us
     // Head after head, so that keys stay in cache, and long runs first.
     let mut order: Vec<&Range<usize>> = runs.iter().collect();
     order.sort_by_key(|run| std::cmp::Reverse(run.len()));
-    let heads: Vec<Head<'_>> = order.into_iter().flat_map(|run| (0..spec.kv_heads).map(move |kv_head| (run, kv_head))).collect();
+    let all: Vec<Head<'_>> = order.into_iter().flat_map(|run| (0..spec.kv_heads).map(move |kv_head| (run, kv_head))).collect();
     let (o, lse) = (Disjoint::new(o), Disjoint::new(lse));
+    let (long, mut heads): (Vec<_>, Vec<_>) = all.into_iter().partition(|head| amx::pays(pool.isa(), spec, head.0.len()));
+    in_batches(
+        &long,
+        |head| SplitKeys::floats(spec, head.0.len()),
+        |batch, starts, packed| {
+            let whole = split(pool, spec, x, batch, starts, Disjoint::new(packed));
+            heads.extend(batch.iter().zip(&whole).filter(|(_, whole)| !**whole).map(|(&head, _)| head));
+            let (batch, starts): (Vec<_>, Vec<_>) = batch
+                .iter()
+                .zip(starts)
+                .zip(&whole)
+                .filter(|(_, whole)| **whole)
+                .map(|((&head, &start), _)| (head, start))
+                .unzip();
+            each_tile(pool, spec, x, &batch, o, lse, |head, queries, sink, out| {
+                let (run, kv_head) = batch[head];
+                let bias = keys(spec, x, run, kv_head).bias;
+                let split = SplitKeys::new(spec, run.len(), &packed[starts[head]..]);
+                amx::forward::attend(pool.isa(), spec, queries, x.q, split, bias, sink, out);
+            });
+        },
+    );
     if tile::lies_well(spec.k_width(), spec.head_dim) && tile::lies_well(spec.v_width(), spec.value_dim) {
-        return forward_heads(pool, spec, x, &heads, |head| keys(spec, x, heads[head].0, heads[head].1), o, lse);
+        return each_tile(pool, spec, x, &heads, o, lse, |head, queries, sink, out| {
+            attend(pool.isa(), spec, queries, x.q, keys(spec, x, heads[head].0, heads[head].1), sink, out);
+        });
     }
     // Each tile of queries would fetch rows that crowd few sets of the caches, or fill them up, again.
     let [k_pitch, v_pitch] = pitches(spec);
-    let floats = |head: &Head<'_>| head.0.len() * (k_pitch + v_pitch);
-    let mut rest = &heads[..];
+    in_batches(
+        &heads,
+        |head| head.0.len() * (k_pitch + v_pitch),
+        |batch, starts, packed| {
+            pack(pool, spec, x, batch, starts, Disjoint::new(packed));
+            each_tile(pool, spec, x, batch, o, lse, |head, queries, sink, out| {
+                let (run, kv_head) = batch[head];
+                let (k, v) = packed[starts[head]..].split_at(run.len() * k_pitch);
+                let keys = Keys { k, v, k_stride: k_pitch, v_stride: v_pitch, ..keys(spec, x, run, kv_head) };
+                attend(pool.isa(), spec, queries, x.q, keys, sink, out);
+            });
+        },
+    );
+}
+
+/// Calls `body` with some heads after another, where each of them begins in scratch of [`PACKED`] floats or as many as one head takes, and
+/// that scratch.
+fn in_batches<'r>(
+    heads: &[Head<'r>],
+    floats: impl Fn(&Head<'_>) -> usize,
+    mut body: impl FnMut(&[Head<'r>], &[usize], &mut [f32]),
+) {
+    let mut rest = heads;
     while let Some(first) = rest.first() {
         let mut total = floats(first);
         let others = rest[1..].iter().take_while(|head| {
@@ -59,22 +107,32 @@ pub(super) fn forward(pool: &Pool, spec: &Spec, x: &Inputs<'_>, runs: &[Range<us
         });
         let (batch, later) = rest.split_at(1 + others.count());
         rest = later;
-        // Where each head begins, and all end.
-        let mut starts = vec![0];
-        starts.extend(batch.iter().scan(0, |end, head| {
-            *end += floats(head);
-            Some(*end)
-        }));
-        with_scratch(starts[batch.len()], |packed| {
-            pack(pool, spec, x, batch, &starts, Disjoint::new(packed));
-            let keys = |head: usize| {
-                let (run, kv_head) = batch[head];
-                let (k, v) = packed[starts[head]..].split_at(run.len() * k_pitch);
-                Keys { k, v, k_stride: k_pitch, v_stride: v_pitch, ..keys(spec, x, run, kv_head) }
-            };
-            forward_heads(pool, spec, x, batch, keys, o, lse);
-        });
+        let (mut starts, mut end) = (Vec::with_capacity(batch.len()), 0);
+        for head in batch {
+            starts.push(end);
+            end += floats(head);
+        }
+        with_scratch(end, |packed| body(batch, &starts, packed));
     }
+}
+
+/// Splits keys and values of each head, from its start on. Which of them have only finite ones.
+fn split(pool: &Pool, spec: &Spec, x: &Inputs<'_>, heads: &[Head<'_>], starts: &[usize], packed: Disjoint<'_, f32>) -> Vec<bool> {
+    let rows = |head: usize| (0..heads[head].0.len()).step_by(PACK_ROWS).map(move |first| (head, first));
+    let tasks: Vec<(usize, usize)> = (0..heads.len()).flat_map(rows).collect();
+    let whole: Vec<AtomicBool> = heads.iter().map(|_| AtomicBool::new(true)).collect();
+    pool.run(tasks.len(), &|task| {
+        let (head, first) = tasks[task];
+        let (run, kv_head) = heads[head];
+        let (len, from) = (run.len(), keys(spec, x, run, kv_head));
+        let (rows, out) = (first..len.min(first + PACK_ROWS), packed.after(starts[head]));
+        let operands = [(from.k, from.k_stride), (from.v, from.v_stride)];
+        // SAFETY: these rows of this head belong to this task.
+        if !unsafe { amx::forward::split(pool.isa(), spec, operands, len, rows, &out) } {
+            whole[head].store(false, Ordering::Relaxed);
+        }
+    });
+    whole.into_iter().map(AtomicBool::into_inner).collect()
 }
 
 /// Distances of packed rows of keys and of values.
@@ -111,15 +169,18 @@ fn pack(pool: &Pool, spec: &Spec, x: &Inputs<'_>, heads: &[Head<'_>], starts: &[
     });
 }
 
-/// All query heads of some key heads of runs; `keys` finds those of a key head by its number.
-fn forward_heads<'a>(
+/// Receives a lane's sums, and what [`attend`] says of them.
+type Out<'a> = &'a mut dyn FnMut(usize, &[f32], f32, f32);
+
+/// All query heads of some key heads of runs: `attend` computes a tile of queries of a key head, given by its number.
+fn each_tile(
     pool: &Pool,
     spec: &Spec,
     x: &Inputs<'_>,
     heads: &[Head<'_>],
-    keys: impl Fn(usize) -> Keys<'a> + Sync,
     o: Disjoint<'_, f32>,
     lse: Disjoint<'_, f32>,
+    attend: impl Fn(usize, &Queries<QUERIES>, Option<f32>, Out<'_>) + Sync,
 ) {
     let (n, group) = (x.segments.len(), spec.group());
     // In each head long tiles first: with a causal mask those at the end of a run cost the most. The last tasks are then the
@@ -137,7 +198,7 @@ fn forward_heads<'a>(
         let places = (0..count).map(|i| ((first + i) * spec.heads + head, begin + i));
         let queries = Queries::new(spec, run.len(), places);
         let sink = x.sinks.map(|sinks| sinks[head]);
-        attend(pool.isa(), spec, &queries, x.q, keys(number), sink, |lane, result, factor, log_sum| {
+        attend(number, &queries, sink, &mut |lane, result, factor, log_sum| {
             // SAFETY: each head of each token belongs to one task.
             unsafe {
                 let out = o.slice(queries.row[lane] * spec.value_dim, spec.value_dim);
@@ -265,8 +326,16 @@ pub(super) fn backward(
                     d_v.slice(row * spec.value_dim, spec.value_dim).copy_from_slice(d_value);
                 }
             };
+            let split = amx::pays(pool.isa(), spec, task.run.len());
+            let d_q = |head: usize| rows(task, head);
             // SAFETY: one part of each key head in each run has the output, the others have room of their own.
-            unsafe { backward::run(pool.isa(), spec, x, saved, keys, part, |head| rows(task, head), d_bias.as_ref(), out) };
+            unsafe {
+                if split {
+                    amx::backward::run(pool.isa(), spec, x, saved, keys, part, d_q, d_bias.as_ref(), out);
+                } else {
+                    backward::run(pool.isa(), spec, x, saved, keys, part, d_q, d_bias.as_ref(), out);
+                }
+            }
         });
         // Add the parts of each tile of queries, in the order of their keys.
         let mut parts: Vec<&Task> = tasks.iter().collect();

@@ -1,16 +1,13 @@
-//! Tiles in the matrix unit: floats in three parts of `bf16`, six products of parts for one of floats (see [`super::split`]).
-//!
-//! The tile is 32 by 32: four registers of sums and two for each operand. A chunk of 32 values of `k` takes 24 products of 16 cycles and 14 loads:
-//! products of parts follow each other so that only one operand changes.
+//! Tiles in the matrix unit: floats in three parts of `bf16`, six products of parts for one of floats (see [`crate::split`]).
 
 use std::mem::MaybeUninit;
 
+use super::avx512;
 use super::blocked::Sizes;
 use super::kernel::{Kernels, Split, Tile};
 use super::scratch::with_scratch;
-use super::split::{CHUNK, DEPTH, WIDTH, left_row, right_column};
-use super::{avx512, split};
-use crate::amx::{self, ROW_BYTES, ROWS, TILE_BYTES, load, store, zero};
+use crate::amx::{self, ROW_BYTES, ROWS};
+use crate::split::{self, Columns, DEPTH, WIDTH, left_row, right_column};
 
 pub(super) static KERNELS: Kernels = Kernels {
     mr: WIDTH,
@@ -18,7 +15,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     kc: 512,
     strip: 150 << 10,
     tile,
-    split: Some(Split { room: split::room, left: split::left, right: split::right, tiles: amx::Tiles::take }),
+    split: Some(Split { room, left, right, tiles: amx::Tiles::take }),
     ..avx512::KERNELS
 };
 
@@ -27,6 +24,34 @@ pub(super) static KERNELS: Kernels = Kernels {
 pub(super) fn pays(sizes: Sizes) -> bool {
     let (rows, columns) = if cfg!(test) { (WIDTH, WIDTH) } else { (2 * WIDTH, 5 * WIDTH) };
     sizes.m >= rows && sizes.n >= columns && sizes.k >= DEPTH
+}
+
+/// Floats that `k` values of a panel take the room of, split: chunks, and a cache line for whether all are finite.
+fn room(k: usize) -> usize {
+    split::room(k) + ROW_BYTES / size_of::<f32>()
+}
+
+/// # Safety
+/// As [`split::left`], with this [`room`].
+unsafe fn left(src: *const f32, stride: usize, rows: usize, k: usize, out: *mut f32) {
+    // SAFETY: the caller's promise; the word after the chunks.
+    unsafe { *out.add(split::room(k)) = f32::from(split::left(src, stride, rows, k, out)) };
+}
+
+/// # Safety
+/// As [`split::right`], with this [`room`].
+unsafe fn right(src: *const f32, stride: usize, cols: usize, k: usize, out: *mut f32) {
+    // SAFETY: the caller's promise; the word after the chunks.
+    unsafe { *out.add(split::room(k)) = f32::from(split::right(src, stride, cols, k, out)) };
+}
+
+/// Whether all values of an operand of `k` values are finite.
+///
+/// # Safety
+/// `operand` points to what [`left`] or [`right`] wrote.
+unsafe fn is_finite(operand: *const f32, k: usize) -> bool {
+    // SAFETY: the word after the chunks.
+    unsafe { *operand.add(split::room(k)) == 1.0 }
 }
 
 /// Sums of a tile, rows one after the other.
@@ -38,17 +63,18 @@ struct Sums([f32; WIDTH * WIDTH]);
 unsafe fn tile(t: &Tile) {
     const HALF: usize = ROWS * WIDTH;
     // SAFETY: both operands are split.
-    if !unsafe { split::is_finite(t.a, t.k) && split::is_finite(t.b, t.k) } {
+    if !unsafe { is_finite(t.a, t.k) && is_finite(t.b, t.k) } {
         // SAFETY: as promised.
         return unsafe { restored(t) };
     }
     let mut sums = MaybeUninit::<Sums>::uninit();
     // SAFETY: as promised; all of the sums are written.
     let sums = unsafe {
+        let (chunks, to) = (t.k.div_ceil(DEPTH), sums.as_mut_ptr().cast());
         if t.rows > ROWS {
-            products::<true>(t, sums.as_mut_ptr().cast())
+            split::product(t.a, t.b, chunks, to, WIDTH, Columns::Both);
         } else {
-            products::<false>(t, sums.as_mut_ptr().cast())
+            split::low_product(t.a, t.b, chunks, to);
         }
         sums.assume_init_mut()
     };
@@ -58,120 +84,6 @@ unsafe fn tile(t: &Tile) {
     }
     // SAFETY: the output is the caller's promise.
     unsafe { avx512::finish(t, &sums.0, WIDTH) };
-}
-
-/// Computes the sums of a tile of more than 16 rows, or (not `TALL`) two summands for each of a lower one: two registers of
-/// sums would wait for each other.
-///
-/// # Safety
-/// As [`tile`]; `sums` has four tiles.
-unsafe fn products<const TALL: bool>(t: &Tile, sums: *mut f32) {
-    const PART: usize = 2 * TILE_BYTES;
-    const CHUNK_BYTES: usize = CHUNK * size_of::<f32>();
-    const STRIDE: usize = 2 * ROW_BYTES;
-    let (mut a, mut b) = (t.a.cast::<u8>(), t.b.cast::<u8>());
-    // Registers 4 and 5 hold the two halves of a part of the left operand, 6 and 7 of the right one.
-    macro_rules! left {
-        (upper, $part:literal) => {
-            load!(4, a.add($part * PART))
-        };
-        (lower, $part:literal) => {
-            if TALL {
-                load!(5, a.add($part * PART + TILE_BYTES))
-            }
-        };
-    }
-    macro_rules! right {
-        (first, $part:literal) => {
-            load!(6, b.add($part * PART))
-        };
-        (second, $part:literal) => {
-            load!(7, b.add($part * PART + TILE_BYTES))
-        };
-    }
-    /// Adds the product of two registers. Where there is no lower half, every other pair of parts has the sums of its own.
-    macro_rules! multiply {
-        (upper, first, $turn:ident) => {
-            if TALL || multiply!($turn) { amx::multiply!("tdpbf16ps", 0, 4, 6) } else { amx::multiply!("tdpbf16ps", 2, 4, 6) }
-        };
-        (upper, second, $turn:ident) => {
-            if TALL || multiply!($turn) { amx::multiply!("tdpbf16ps", 1, 4, 7) } else { amx::multiply!("tdpbf16ps", 3, 4, 7) }
-        };
-        (lower, first, $turn:ident) => {
-            if TALL {
-                amx::multiply!("tdpbf16ps", 2, 5, 6)
-            }
-        };
-        (lower, second, $turn:ident) => {
-            if TALL {
-                amx::multiply!("tdpbf16ps", 3, 5, 7)
-            }
-        };
-        (even) => {
-            true
-        };
-        (odd) => {
-            false
-        };
-    }
-    // SAFETY: these kernels are AMX's, the caller has taken the tiles, every chunk has its parts, and `sums` has room.
-    unsafe {
-        zero!(0);
-        zero!(1);
-        zero!(2);
-        zero!(3);
-        for _ in 0..t.k.div_ceil(DEPTH) {
-            // A register is loaded again right after its last product, some products before its next.
-            left!(upper, 0);
-            right!(first, 2);
-            multiply!(upper, first, even);
-            left!(lower, 0);
-            multiply!(lower, first, even);
-            right!(second, 2);
-            multiply!(upper, second, even);
-            right!(first, 1);
-            multiply!(lower, second, even);
-
-            multiply!(upper, first, odd);
-            right!(second, 1);
-            multiply!(lower, first, odd);
-            multiply!(upper, second, odd);
-            left!(upper, 1);
-            multiply!(lower, second, odd);
-            left!(lower, 1);
-
-            multiply!(upper, first, even);
-            multiply!(upper, second, even);
-            multiply!(lower, first, even);
-            right!(first, 0);
-            multiply!(lower, second, even);
-            right!(second, 0);
-
-            multiply!(upper, first, odd);
-            multiply!(upper, second, odd);
-            left!(upper, 2);
-            multiply!(lower, first, odd);
-            multiply!(lower, second, odd);
-            left!(lower, 2);
-
-            multiply!(upper, first, even);
-            multiply!(upper, second, even);
-            left!(upper, 0);
-            multiply!(lower, first, even);
-            multiply!(lower, second, even);
-            left!(lower, 0);
-
-            multiply!(upper, first, odd);
-            multiply!(upper, second, odd);
-            multiply!(lower, first, odd);
-            multiply!(lower, second, odd);
-            (a, b) = (a.add(CHUNK_BYTES), b.add(CHUNK_BYTES));
-        }
-        store!(0, sums, STRIDE);
-        store!(1, sums.add(ROWS), STRIDE);
-        store!(2, sums.add(ROWS * WIDTH), STRIDE);
-        store!(3, sums.add(ROWS * WIDTH + ROWS), STRIDE);
-    }
 }
 
 /// A tile with values that are not finite, multiplied as floats.

@@ -89,7 +89,7 @@ impl Kernels {
     }
 }
 
-/// How operands of tiles are split, see [`super::split`].
+/// How operands of tiles are split, see [`crate::split`].
 #[derive(Clone, Copy)]
 pub(crate) struct Split {
     /// Floats that `k` values of each of `mr` rows, or `nr` columns, take the room of.

@@ -11,7 +11,7 @@
 //! * `thin`: one side of at most 16; the large operand is read once, unpacked.
 //!
 //! Where a matrix unit multiplies `bf16` only ([`crate::isa::Isa::Amx`]), operands of large products are split into three such parts each
-//! (`split`); six products of parts are as exact as one of floats and still faster.
+//! (`crate::split`); six products of parts are as exact as one of floats and still faster.
 //!
 //! Processors without a kernel of ours use the `gemm` crate (`fallback`).
 //!
@@ -39,8 +39,6 @@ mod operand;
 pub(crate) mod pack;
 mod scalar;
 pub(crate) mod scratch;
-#[cfg(target_arch = "x86_64")]
-mod split;
 #[cfg(test)]
 mod tests;
 mod thin;

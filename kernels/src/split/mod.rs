@@ -12,45 +12,31 @@
 //! pair j    values j and j + 16 of the chunk
 //! ```
 //!
-//! What is not finite has no such sum: it is its own `high`, the other parts are zero. A word after the last chunk tells whether there is any.
+//! What is not finite has no such sum: it is its own `high`, the other parts are zero, and the caller learns of it.
+
+mod product;
+
+pub(crate) use product::{Columns, accumulate, low_product, product};
 
 use std::arch::x86_64::*;
 
 use crate::amx::TILE_BYTES;
 
 /// Rows or columns of a chunk.
-pub(super) const WIDTH: usize = 32;
+pub(crate) const WIDTH: usize = 32;
 
 /// Values along `k` of a chunk.
-pub(super) const DEPTH: usize = 32;
+pub(crate) const DEPTH: usize = 32;
 
 /// Parts of a float.
-pub(super) const PARTS: usize = 3;
+pub(crate) const PARTS: usize = 3;
 
 /// Floats that a chunk takes the room of.
-pub(super) const CHUNK: usize = PARTS * 2 * TILE_BYTES / size_of::<f32>();
+pub(crate) const CHUNK: usize = PARTS * 2 * TILE_BYTES / size_of::<f32>();
 
-/// Floats that `k` values of [`WIDTH`] rows or columns take the room of, split: chunks, and a cache line for whether all are finite.
-pub(super) const fn room(k: usize) -> usize {
-    k.div_ceil(DEPTH) * CHUNK + LANES
-}
-
-/// Whether all values of an operand of `k` values are finite.
-///
-/// # Safety
-/// `operand` points to what [`left`] or [`right`] wrote.
-pub(super) unsafe fn is_finite(operand: *const f32, k: usize) -> bool {
-    // SAFETY: the word after the chunks.
-    unsafe { *operand.add(room(k) - LANES) == 1.0 }
-}
-
-/// Says that all values are finite, or not.
-///
-/// # Safety
-/// `out` has [`room`].
-unsafe fn mark(out: *mut f32, k: usize, finite: bool) {
-    // SAFETY: the word after the chunks.
-    unsafe { *out.add(room(k) - LANES) = f32::from(finite) };
+/// Floats that `k` values of [`WIDTH`] rows or columns take the room of, split.
+pub(crate) const fn room(k: usize) -> usize {
+    k.div_ceil(DEPTH) * CHUNK
 }
 
 const LANES: usize = 16;
@@ -100,20 +86,14 @@ fn parts<const CAREFUL: bool>(x: __m512, seen: &mut __m512) -> [__m512; PARTS] {
     [high, middle, _mm512_sub_ps(rest, middle)]
 }
 
-/// Splits `rows <= 32` rows of `k` contiguous values, `stride` apart, into chunks of a left operand.
+/// Splits `rows <= 32` rows of `k` contiguous values, `stride` apart, into chunks of a left operand. Whether all are finite.
 ///
 /// # Safety
 /// AVX-512 F, BW and DQ; `src` has the values, `out` has [`room`] for them.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
-pub(super) unsafe fn left(src: *const f32, stride: usize, rows: usize, k: usize, out: *mut f32) {
+pub(crate) unsafe fn left(src: *const f32, stride: usize, rows: usize, k: usize, out: *mut f32) -> bool {
     // SAFETY: the caller's promise.
-    unsafe {
-        let finite = left_with::<false>(src, stride, rows, k, out);
-        if !finite {
-            left_with::<true>(src, stride, rows, k, out);
-        }
-        mark(out, k, finite);
-    }
+    unsafe { left_with::<false>(src, stride, rows, k, out) || !left_with::<true>(src, stride, rows, k, out) }
 }
 
 /// # Safety
@@ -148,20 +128,14 @@ unsafe fn left_with<const CAREFUL: bool>(src: *const f32, stride: usize, rows: u
     _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(seen, seen) == 0
 }
 
-/// Splits `k` rows of `cols <= 32` contiguous values, `stride` apart, into chunks of a right operand.
+/// Splits `k` rows of `cols <= 32` contiguous values, `stride` apart, into chunks of a right operand. Whether all are finite.
 ///
 /// # Safety
 /// As [`left`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
-pub(super) unsafe fn right(src: *const f32, stride: usize, cols: usize, k: usize, out: *mut f32) {
+pub(crate) unsafe fn right(src: *const f32, stride: usize, cols: usize, k: usize, out: *mut f32) -> bool {
     // SAFETY: the caller's promise.
-    unsafe {
-        let finite = right_with::<false>(src, stride, cols, k, out);
-        if !finite {
-            right_with::<true>(src, stride, cols, k, out);
-        }
-        mark(out, k, finite);
-    }
+    unsafe { right_with::<false>(src, stride, cols, k, out) || !right_with::<true>(src, stride, cols, k, out) }
 }
 
 /// # Safety
@@ -195,12 +169,12 @@ unsafe fn right_with<const CAREFUL: bool>(src: *const f32, stride: usize, cols: 
 }
 
 /// The floats of `k` values of a left operand's row, from its chunks.
-pub(super) fn left_row(chunks: &[f32], row: usize, k: usize, out: &mut [f32]) {
+pub(crate) fn left_row(chunks: &[f32], row: usize, k: usize, out: &mut [f32]) {
     restore(chunks, k, |pair| row * LANES + pair, |p, value| out[p] = value);
 }
 
 /// The floats of `k` values of a right operand's column, from its chunks.
-pub(super) fn right_column(chunks: &[f32], column: usize, k: usize, put: impl FnMut(usize, f32)) {
+pub(crate) fn right_column(chunks: &[f32], column: usize, k: usize, put: impl FnMut(usize, f32)) {
     restore(chunks, k, |pair| (column / LANES * LANES + pair) * LANES + column % LANES, put);
 }
 
@@ -238,10 +212,7 @@ mod tests {
                 let same = |x: f32, y: f32| x == y || x.is_nan() && y.is_nan();
                 let mut chunks = vec![0.0; room(k)];
                 // SAFETY: the level is there, and the sizes are the slices'.
-                unsafe {
-                    left(values.as_ptr(), k, rows, k, chunks.as_mut_ptr());
-                    assert_eq!(is_finite(chunks.as_ptr(), k), finite);
-                }
+                assert_eq!(unsafe { left(values.as_ptr(), k, rows, k, chunks.as_mut_ptr()) }, finite);
                 for row in 0..rows {
                     let mut back = vec![0.0; k];
                     left_row(&chunks, row, k, &mut back);
@@ -249,10 +220,7 @@ mod tests {
                 }
                 // The same numbers as columns of `k` rows.
                 // SAFETY: as above.
-                unsafe {
-                    right(values.as_ptr(), rows, rows, k, chunks.as_mut_ptr());
-                    assert_eq!(is_finite(chunks.as_ptr(), k), finite);
-                }
+                assert_eq!(unsafe { right(values.as_ptr(), rows, rows, k, chunks.as_mut_ptr()) }, finite);
                 for column in 0..rows {
                     right_column(&chunks, column, k, |p, x| assert!(same(x, values[p * rows + column]), "column {column}"));
                 }
