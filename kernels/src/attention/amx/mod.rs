@@ -14,10 +14,14 @@ use crate::isa::Isa;
 use crate::pool::Disjoint;
 use crate::split::{self, CHUNK, DEPTH, WIDTH};
 
-/// Whether runs of `len` tokens are worth splitting keys and values for, and heads fill their chunks. Tests take what they can.
+/// Whether queries of runs of `len` tokens see so many keys that splitting all operands pays, by measurement, and heads are wide and fill their
+/// chunks. Tests take what they can.
 pub(super) fn pays(isa: Isa, spec: &Spec, len: usize) -> bool {
-    let fills = |dim: usize| 2 * dim.next_multiple_of(DEPTH) <= 3 * dim;
-    isa == Isa::Amx && (cfg!(test) || len >= 2 * WIDTH && fills(spec.head_dim) && fills(spec.value_dim))
+    const SEEN: usize = 384;
+    let seen = if spec.causal { len / 2 } else { len };
+    let seen = seen.min(spec.window.unwrap_or(len)).min(spec.chunk.unwrap_or(len));
+    let fills = |dim: usize| dim >= 2 * DEPTH && 8 * dim.next_multiple_of(DEPTH) <= 9 * dim;
+    isa == Isa::Amx && (cfg!(test) || seen >= SEEN && fills(spec.head_dim) && fills(spec.value_dim))
 }
 
 /// Splits at most 32 rows of `dim` floats as a left operand with terms along `dim`. Whether all are finite.
