@@ -10,6 +10,9 @@
 //! scales  [PAGE] f32         only Int8: a row of a head is its whole numbers times its scale
 //! ```
 
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
 use super::{CacheFormat, PAGE, Place, Spec, Step};
 use crate::pool::Disjoint;
 
@@ -48,8 +51,12 @@ fn write_row(format: CacheFormat, from: &[f32], to: &mut [u32], start: usize, st
         CacheFormat::F16 => {
             // SAFETY: words hold two halves each, and the last one written lies inside by the check.
             let to = unsafe { std::slice::from_raw_parts_mut(to.as_mut_ptr().cast::<u16>(), to.len() * 2) };
-            for (to, from) in to[start..].iter_mut().step_by(stride).zip(from) {
-                *to = half::f16::from_f32(*from).to_bits();
+            // In runs: one by one, converting takes as long as a token's attention.
+            let mut halves = [f16::ZERO; 64];
+            for (first, from) in from.chunks(halves.len()).enumerate() {
+                let (halves, to) = (&mut halves[..from.len()], &mut to[start + first * 64 * stride..]);
+                halves.convert_from_f32_slice(from);
+                to.iter_mut().step_by(stride).zip(halves).for_each(|(to, half)| *to = half.to_bits());
             }
         }
         CacheFormat::Int8 => {
@@ -73,7 +80,7 @@ pub(super) fn read(format: CacheFormat, from: &[u32], start: usize, stride: usiz
     let word = |size: usize| from[index * size / 4] >> (index * size % 4 * 8);
     match format {
         CacheFormat::F32 => f32::from_bits(from[index]),
-        CacheFormat::F16 => half::f16::from_bits(word(2) as u16).to_f32(),
+        CacheFormat::F16 => f16::from_bits(word(2) as u16).to_f32(),
         CacheFormat::Int8 => f32::from(word(1) as u8 as i8) * f32::from_bits(from[from.len() - PAGE + at]),
     }
 }
