@@ -252,10 +252,10 @@ impl<'a> Cache<'a> {
             for (q, &row) in q.chunks_exact_mut(dim).zip(&queries.row[..count]) {
                 q.copy_from_slice(&self.q[row * dim..][..dim]);
             }
-            for (number, Held { k, .. }) in held.iter().enumerate() {
+            for (number, page @ Held { k, .. }) in held.iter().enumerate() {
                 let products = Product {
                     m: count,
-                    n: PAGE,
+                    n: page.columns(),
                     k: dim,
                     a: q.as_ptr(),
                     left: Left::Rows(dim),
@@ -326,6 +326,13 @@ struct Held<'a> {
     whole: bool,
     k: Page<'a>,
     v: Page<'a>,
+}
+
+impl Held<'_> {
+    /// Columns of scores that are computed: of the keys to look at, in whole vectors of any level.
+    fn columns(&self) -> usize {
+        self.len.next_multiple_of(16).min(PAGE)
+    }
 }
 
 /// The keys or values of a head in a page.
@@ -441,7 +448,7 @@ simd_fn! {
             for (number, page) in held.iter().enumerate() {
                 let sees_all = page.whole || queries.see_all(lane..lane + 1, &(page.first..page.first + PAGE));
                 whole[number] = sees_all;
-                for at in (0..PAGE).step_by(S::LANES) {
+                for at in (0..page.columns()).step_by(S::LANES) {
                     // SAFETY: whole vectors of a row of the part, and of the factors of a page.
                     unsafe {
                         let place = row.add(number * PAGE + at);
@@ -468,7 +475,7 @@ simd_fn! {
             let less = s.splat(-top);
             let mut sum = s.zero();
             for ((number, page), sees_all) in held.iter().enumerate().zip(whole) {
-                for at in (0..PAGE).step_by(S::LANES) {
+                for at in (0..page.columns()).step_by(S::LANES) {
                     // SAFETY: as above.
                     unsafe {
                         let place = row.add(number * PAGE + at);
