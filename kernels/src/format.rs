@@ -191,6 +191,16 @@ impl<'a> Weight<'a> {
         &self.data[row * bytes..][..bytes]
     }
 
+    /// The elements of an F32 weight that happens to be aligned.
+    pub(crate) fn floats(&self) -> Option<&'a [f32]> {
+        if self.format != Format::F32 || cfg!(target_endian = "big") {
+            return None;
+        }
+        // SAFETY: every bit pattern is a float.
+        let (before, floats, after) = unsafe { self.data.align_to::<f32>() };
+        (before.is_empty() && after.is_empty()).then_some(floats)
+    }
+
     #[track_caller]
     pub(crate) fn check(&self) {
         let expected = self.rows.checked_mul(self.row_bytes());

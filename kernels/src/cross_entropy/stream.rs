@@ -17,7 +17,6 @@ use crate::gemm::blocked::{Sizes, run};
 use crate::gemm::kernel::{Kernels, Tile, kernels_for};
 use crate::gemm::pack::{COLUMNS, GROUP, Panels, Part, pack_a};
 use crate::gemm::scratch::with_scratch;
-use crate::linear::floats;
 use crate::pool::{Disjoint, Pool};
 use crate::quant::decoder;
 
@@ -120,7 +119,7 @@ impl<'a, const H: usize> Stream<'a, H> {
         };
         let packed = heads.map(|Head { w, .. }| {
             let d = w.cols;
-            let (forward, back) = match floats(w) {
+            let (forward, back) = match w.floats() {
                 Some(data) => {
                     let rows = MatRef::new(data, d);
                     (Panels::Dense(rows.transposed()), Panels::Dense(rows))

@@ -8,5 +8,6 @@ mod strided;
 #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 mod vector;
 
+pub(crate) use rows::copy_rows;
 pub use rows::{Base, gather_rows, scatter_add_rows};
 pub use strided::{MAX_RANK, View, copy_strided, fill, permute_copy};

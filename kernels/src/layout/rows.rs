@@ -1,12 +1,14 @@
 //! Rows picked and accumulated by index.
 
-use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::reduce::sort_by_number;
 use crate::stream;
 
 /// Elements that are worth a task of their own.
 const GRAIN: usize = 16 * 1024;
+
+/// Elements of a task that stores past the caches: what is fetched behind its end is another thread's.
+const PAST_GRAIN: usize = 256 * 1024;
 
 /// `dst[i] = src[idx[i]]` for rows of `d`; `src` is `[rows, d]`. A negative index gives zeros.
 ///
@@ -18,25 +20,36 @@ pub fn gather_rows<T: Copy + Default + Send + Sync>(pool: &Pool, rows: usize, d:
     if d == 0 {
         return;
     }
-    let per_task = (GRAIN / d).max(1);
+    copy_rows(pool, d, |at| usize::try_from(idx[at]).ok(), src, dst);
+}
+
+/// Fills row `at` of `dst` with row `source(at)` of `src`, or zeros; rows are of `d`.
+pub(crate) fn copy_rows<T: Copy + Default + Send + Sync>(
+    pool: &Pool,
+    d: usize,
+    source: impl Fn(usize) -> Option<usize> + Sync,
+    src: &[T],
+    dst: &mut [T],
+) {
     let isa = pool.isa();
     let past = size_of::<T>() == 4 && d.is_multiple_of(16) && stream::is_large(isa, dst.len(), dst.as_ptr().cast(), &[]);
+    let per_task = (if past { PAST_GRAIN } else { GRAIN } / d).max(1);
     pool.run_pieces(dst, per_task * d, |task, dst| {
-        let idx = &idx[task * per_task..];
+        let row = |at: usize| source(task * per_task + at).map(|row| &src[row * d..][..d]);
+        #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+        if past {
+            let sources: Vec<_> =
+                (0..dst.len() / d).map(|at| row(at).map_or(std::ptr::null(), |row| row.as_ptr().cast())).collect();
+            // SAFETY: rows of as many elements of four bytes, which are moved as such.
+            unsafe { stream::copy_rows(isa, &sources, dst.as_mut_ptr().cast(), d) };
+            stream::fence();
+            return;
+        }
         for (at, dst) in dst.chunks_exact_mut(d).enumerate() {
-            let row = |at: usize| idx.get(at).and_then(|&row| usize::try_from(row).ok()).map(|row| &src[row * d..][..d]);
             match row(at) {
-                Some(src) if past => {
-                    let next = row(at + 1).unwrap_or(src).as_ptr().cast();
-                    // SAFETY: rows of as many elements of four bytes, which are moved as such.
-                    unsafe { stream::copy(isa, src.as_ptr().cast(), dst.as_mut_ptr().cast(), d, next) }
-                }
                 Some(src) => dst.copy_from_slice(src),
                 None => dst.fill(T::default()),
             }
-        }
-        if past {
-            stream::fence();
         }
     });
 }
@@ -66,53 +79,61 @@ pub fn scatter_add_rows(pool: &Pool, rows: usize, d: usize, base: Base<'_>, idx:
         return;
     }
     let (start, order) = sort_by_number(rows, idx);
-    let per_task = (GRAIN / d).max(1);
     let isa = pool.isa();
     let past = !matches!(base, Base::InPlace) && d.is_multiple_of(16) && stream::is_large(isa, dst.len(), dst.as_ptr(), &[]);
+    let per_task = (if past { PAST_GRAIN } else { GRAIN } / d).max(1);
     pool.run_pieces(dst, per_task * d, |task, dst| {
-        for (at, dst) in dst.chunks_exact_mut(d).enumerate() {
-            let row = task * per_task + at;
-            let added = &order[start[row]..start[row + 1]];
-            let next = order.get(start[row + 1]).map_or(src.as_ptr(), |&next| src[next as usize * d..].as_ptr());
-            let base = match base {
-                Base::Other(base) => Base::Other(&base[row * d..][..d]),
-                same => same,
-            };
-            sum(isa, past, base, added, src, next, dst);
-        }
-        if past {
-            stream::fence();
+        let first = task * per_task;
+        let sums = Sums { d, start: &start[first..=first + dst.len() / d], order: &order, src };
+        let base = match base {
+            Base::Other(base) => Base::Other(&base[first * d..][..dst.len()]),
+            same => same,
+        };
+        match isa {
+            #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+            _ if isa.is_wide() => {
+                let from = match base {
+                    Base::Zero => std::ptr::null(),
+                    Base::InPlace => dst.as_ptr(),
+                    Base::Other(base) => base.as_ptr(),
+                };
+                super::vector::sums(isa, past, &sums, from, dst);
+                if past {
+                    stream::fence();
+                }
+            }
+            _ => sums.plain(base, dst),
         }
     });
 }
 
-/// Most rows whose sum passes through registers.
-const TOGETHER: usize = 8;
+/// Rows that are sums of others.
+pub(super) struct Sums<'a> {
+    /// Elements of a row.
+    pub(super) d: usize,
+    /// Where the places of each sum's rows begin in `order`, and where those of the last one end.
+    pub(super) start: &'a [u32],
+    /// Places of rows in `src`.
+    pub(super) order: &'a [u32],
+    /// The rows.
+    pub(super) src: &'a [f32],
+}
 
-/// `out = base`, then `out += src[row]` for all rows that are added.
-fn sum(isa: Isa, past: bool, base: Base<'_>, added: &[u32], src: &[f32], next: *const f32, out: &mut [f32]) {
-    match isa {
-        #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
-        _ if isa.is_wide() => {
-            let mut from = match base {
-                Base::Zero => std::ptr::null(),
-                Base::InPlace if added.is_empty() => return,
-                Base::InPlace => out.as_ptr(),
-                Base::Other(base) => base.as_ptr(),
+impl Sums<'_> {
+    /// The specification: `out = base`, then `out += src[row]` for all rows of each sum.
+    fn plain(&self, base: Base<'_>, out: &mut [f32]) {
+        for (at, (out, ends)) in out.chunks_exact_mut(self.d).zip(self.start.windows(2)).enumerate() {
+            let base = match base {
+                Base::Other(base) => Base::Other(&base[at * self.d..][..self.d]),
+                same => same,
             };
-            let (first, more) = added.split_at(added.len().min(TOGETHER));
-            super::vector::sum(isa, past && more.is_empty(), from, first, src, next, out);
-            from = out.as_ptr();
-            more.chunks(TOGETHER).for_each(|rows| super::vector::sum(isa, false, from, rows, src, next, out));
-        }
-        _ => {
-            let d = out.len();
-            plain_sum(base, added.iter().map(|&row| &src[row as usize * d..][..d]), out);
+            let rows = &self.order[ends[0] as usize..ends[1] as usize];
+            plain_sum(base, rows.iter().map(|&row| &self.src[row as usize * self.d..][..self.d]), out);
         }
     }
 }
 
-/// The specification of [`sum`].
+/// `out = base`, then `out += row` for all that are added.
 fn plain_sum<'a>(base: Base<'_>, mut added: impl Iterator<Item = &'a [f32]>, out: &mut [f32]) {
     match base {
         Base::InPlace => {}
@@ -132,6 +153,7 @@ fn plain_sum<'a>(base: Base<'_>, mut added: impl Iterator<Item = &'a [f32]>, out
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::isa::Isa;
 
     /// Rows that many are added to, past the caches and not, against sums in order.
     #[test]

@@ -1,29 +1,80 @@
 //! Sums of rows on wide vectors.
 
-use crate::simd::{prefetch, put_up_to, simd_fn};
+use super::rows::Sums;
+use crate::simd::{AHEAD, Simd, prefetch_far, put_up_to, simd_fn};
+use crate::stream;
+
+/// Most rows whose sum passes through registers.
+const TOGETHER: usize = 8;
 
 simd_fn! {
-    /// `out = base`, zeros if it is null, then `out += src[row]` for `rows` in order. Fetches what lies behind `base`, and the row at
-    /// `next`, meanwhile.
+    /// All rows of a task: a call for each would keep the next row's lines from being asked for while the last ones of a row arrive.
     ///
-    /// Callers uphold: `base` is null or readable for a row and may be `out`; if `past`, which stores past the caches, `out` begins at
-    /// a whole line.
-    pub(super) fn sum<S>(s, past: bool, base: *const f32, rows: &[u32], src: &[f32], next: *const f32, out: &mut [f32]) {
-        let d = out.len();
-        assert!(rows.iter().all(|&row| (row as usize + 1) * d <= src.len()));
-        let (out, src) = (out.as_mut_ptr(), src.as_ptr());
-        for i in (0..d).step_by(S::LANES) {
-            let n = d - i;
-            prefetch(next.wrapping_add(i));
-            prefetch(base.wrapping_add(d + i));
-            // SAFETY: below `d` in every row, each of which `src` has.
+    /// Callers uphold: `out` has a row of `d` for each of the sums, and so has `base` unless it is null, for zeros; it may be `out`.
+    /// If `past`, which stores past the caches, rows of `out` begin at whole lines.
+    pub(super) fn sums<S>(s, past: bool, sums: &Sums<'_>, base: *const f32, out: &mut [f32]) {
+        let &Sums { d, start, order, src } = sums;
+        let (lead, out) = (stream::rows_ahead(d), out.as_mut_ptr());
+        let row = |place: usize| src[order[place] as usize * d..][..d].as_ptr();
+        for (at, ends) in start.windows(2).enumerate() {
+            let (first, end) = (ends[0] as usize, ends[1] as usize);
+            // SAFETY: rows are those of the operands.
             unsafe {
-                let mut sum = if base.is_null() { s.zero() } else { s.load_up_to(base.add(i), n) };
-                for &row in rows {
-                    sum = s.add(sum, s.load_up_to(src.add(row as usize * d + i), n));
+                let out = out.add(at * d);
+                let mut base = if base.is_null() { base } else { base.add(at * d) };
+                if end == first + 1 && first + lead < order.len() {
+                    // What most rows have.
+                    sum(s, past, base, [row(first)], [row(first + lead)], d, out);
+                } else if end > first || base != out {
+                    let past = past && end - first <= TOGETHER;
+                    let mut place = first;
+                    loop {
+                        let next = end.min(place + TOGETHER);
+                        let ahead = (place + lead).min(order.len())..(next + lead).min(order.len());
+                        sum(s, past, base, (place..next).map(row), ahead.map(row), d, out);
+                        (base, place) = (out, next);
+                        if place == end {
+                            break;
+                        }
+                    }
                 }
-                put_up_to(s, past, out.add(i), n, sum);
             }
+        }
+    }
+}
+
+/// `out = base`, zeros if it is null, then `out += row` for `rows` in order. Fetches what lies behind `base`, and the rows `ahead`,
+/// meanwhile.
+///
+/// # Safety
+/// Rows and `base` are readable and `out` is writable for `d` floats, and begins at a whole line if `past`.
+#[inline(always)]
+unsafe fn sum<S: Simd>(
+    s: S,
+    past: bool,
+    base: *const f32,
+    rows: impl IntoIterator<Item = *const f32> + Clone,
+    ahead: impl IntoIterator<Item = *const f32> + Clone,
+    d: usize,
+    out: *mut f32,
+) {
+    for i in (0..d).step_by(S::LANES) {
+        let n = d - i;
+        for row in ahead.clone() {
+            prefetch_far(row.wrapping_add(i));
+        }
+        // SAFETY: below `d` in every row.
+        unsafe {
+            let mut sum = if base.is_null() {
+                s.zero()
+            } else {
+                prefetch_far(base.wrapping_add(i + AHEAD));
+                s.load_up_to(base.add(i), n)
+            };
+            for row in rows.clone() {
+                sum = s.add(sum, s.load_up_to(row.add(i), n));
+            }
+            put_up_to(s, past, out.add(i), n, sum);
         }
     }
 }

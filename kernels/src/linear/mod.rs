@@ -84,7 +84,7 @@ pub fn linear_fused(pool: &Pool, m: usize, x: &[f32], w: &Weight<'_>, layer: &La
         Addend::Matrix { .. } => None,
     };
     // The plain product knows what to do with few columns.
-    if let (Some(data), Some(beta), None, None) = (floats(w), beta, bias, activation) {
+    if let (Some(data), Some(beta), None, None) = (w.floats(), beta, bias, activation) {
         return gemm(pool, m, w.rows, w.cols, alpha, a, MatRef::new(data, w.cols).transposed(), y, w.rows, beta);
     }
     let product = Fused { m, a: a.into(), b: Factor::Weight(*w), alpha, bias, activation, addend };
@@ -105,7 +105,7 @@ pub fn linear_dx(pool: &Pool, m: usize, alpha: f32, dy: &[f32], w: &Weight<'_>, 
         return;
     }
     let dy = MatRef::new(dy, w.rows);
-    if let Some(data) = floats(w) {
+    if let Some(data) = w.floats() {
         let b = MatRef::new(data, w.cols);
         return gemm(pool, m, w.cols, w.rows, alpha, dy, b, dx, w.cols, beta);
     }
@@ -120,16 +120,6 @@ pub(crate) fn check(sizes: Sizes, input: &[f32], w: &Weight<'_>, output: &[f32])
     assert!(sizes.k > 0, "a linear layer sums over at least one feature");
     assert_eq!(input.len(), sizes.m * sizes.k, "input does not match the batch and the weight");
     assert_eq!(output.len(), sizes.m * sizes.n, "output does not match the batch and the weight");
-}
-
-/// The elements of an F32 weight that happens to be aligned.
-pub(crate) fn floats<'a>(w: &Weight<'a>) -> Option<&'a [f32]> {
-    if w.format != Format::F32 || cfg!(target_endian = "big") {
-        return None;
-    }
-    // SAFETY: every bit pattern is a float.
-    let (before, floats, after) = unsafe { w.data.align_to::<f32>() };
-    (before.is_empty() && after.is_empty()).then_some(floats)
 }
 
 /// Encoded weight rows whose dot products with the activations are taken together.

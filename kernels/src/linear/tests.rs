@@ -200,6 +200,6 @@ fn aligned_elements_are_read_as_they_are() {
         linear_dx(&pool, m, 1.0, &dy, &weight, &mut dx, 0.0);
         (y, dx)
     };
-    assert!(floats(&Weight::new(Format::F32, n, k, aligned)).is_some());
+    assert!(Weight::new(Format::F32, n, k, aligned).floats().is_some());
     assert_eq!(run(aligned), run(&shifted[1..]));
 }

@@ -1,6 +1,6 @@
 //! RMS normalization on vectors, one row at a time.
 
-use crate::simd::{Simd, prefetch, put_up_to, simd_fn};
+use crate::simd::{Simd, prefetch_far, put_up_to, simd_fn};
 
 /// Vectors that are summed independently, to hide the latency of addition.
 const WAYS: usize = 4;
@@ -51,7 +51,7 @@ simd_fn! {
         for i in (0..len).step_by(S::LANES) {
             let n = len - i;
             // The next row, while this one is in the cache.
-            prefetch(x.as_ptr().wrapping_add(len + i));
+            prefetch_far(x.as_ptr().wrapping_add(len + i));
             // SAFETY: `i + n` is the length of all slices.
             unsafe {
                 let x = s.mul(s.load_up_to(x.as_ptr().add(i), n), scale);
@@ -79,7 +79,7 @@ simd_fn! {
         for i in (0..len).step_by(S::LANES) {
             let n = len - i;
             for next in [x, dy] {
-                prefetch(next.as_ptr().wrapping_add(len + i));
+                prefetch_far(next.as_ptr().wrapping_add(len + i));
             }
             // SAFETY: `i + n` is the length of all slices.
             unsafe {

@@ -9,6 +9,7 @@ use std::ops::Range;
 use crate::format::{Format, Weight};
 use crate::gemm::scratch::with_scratch;
 use crate::isa::Isa;
+use crate::layout::copy_rows;
 use crate::pool::Pool;
 use crate::stream;
 
@@ -99,6 +100,9 @@ fn each_row(pool: &Pool, weight: &Weight<'_>, out: &mut [f32], source: impl Fn(u
         return;
     }
     let (isa, rows) = (pool.isa(), (VALUES / weight.cols).max(1));
+    if let Some(floats) = weight.floats() {
+        return copy_rows(pool, weight.cols, |row| Some(source(row)), floats, out);
+    }
     let past = weight.cols.is_multiple_of(16) && stream::is_large(isa, out.len(), out.as_ptr(), &[]);
     pool.run_pieces(out, rows * weight.cols, |piece, out| {
         let row = |r: usize| weight.row(source(piece * rows + r));
@@ -109,14 +113,9 @@ fn each_row(pool: &Pool, weight: &Weight<'_>, out: &mut [f32], source: impl Fn(u
                     dequantize_with(isa, weight.format, row(r), scratch);
                     let next = row(last.min(r + 1));
                     // Encoded rows are short enough to be fetched at once.
-                    let ahead = if weight.format == Format::F32 {
-                        next.as_ptr().cast()
-                    } else {
-                        next.chunks(64).for_each(|line| stream::prefetch(line.as_ptr().cast()));
-                        scratch.as_ptr()
-                    };
+                    next.chunks(64).for_each(|line| stream::prefetch(line.as_ptr().cast()));
                     // SAFETY: a row each.
-                    unsafe { stream::copy(isa, scratch.as_ptr(), out.as_mut_ptr(), weight.cols, ahead) };
+                    unsafe { stream::copy(isa, scratch.as_ptr(), out.as_mut_ptr(), weight.cols, scratch.as_ptr()) };
                 } else {
                     dequantize_with(isa, weight.format, row(r), out);
                 }

@@ -35,7 +35,7 @@ pub fn segment_reduce(pool: &Pool, op: Reduce, n: usize, d: usize, x: &[f32], se
         let width = columns.min(d - column);
         let first = task / tiles * per_task;
         for segment in first..count.min(first + per_task) {
-            let rows = &order[start[segment]..start[segment + 1]];
+            let rows = &order[start[segment] as usize..start[segment + 1] as usize];
             // SAFETY: a task is alone in its columns of its segments.
             let out = unsafe { out.slice(segment * d + column, width) };
             match pool.isa() {
@@ -53,24 +53,24 @@ pub fn segment_reduce(pool: &Pool, op: Reduce, n: usize, d: usize, x: &[f32], se
 /// # Panics
 /// When a number is not below `count`, or there are more than 2^32 of them.
 #[track_caller]
-pub(crate) fn sort_by_number(count: usize, numbers: &[i32]) -> (Vec<usize>, Vec<u32>) {
+pub(crate) fn sort_by_number(count: usize, numbers: &[i32]) -> (Vec<u32>, Vec<u32>) {
     assert!(u32::try_from(numbers.len()).is_ok(), "places of numbers fit 32 bits");
-    let mut start = vec![0usize; count + 1];
+    // While places are handed out, `start[s + 1]` is the next one of `s`; in the end that is where `s + 1` begins.
+    let mut start = vec![0u32; count + 2];
     for &number in numbers {
         if let Ok(number) = usize::try_from(number) {
             assert!(number < count, "number out of range");
-            start[number + 1] += 1;
+            start[number + 2] += 1;
         }
     }
     for number in 0..count {
-        start[number + 1] += start[number];
+        start[number + 2] += start[number + 1];
     }
-    let mut next = start.clone();
-    let mut order = vec![0u32; start[count]];
+    let mut order = vec![0u32; start[count + 1] as usize];
     for (place, &number) in numbers.iter().enumerate() {
         if let Ok(number) = usize::try_from(number) {
-            order[next[number]] = place as u32;
-            next[number] += 1;
+            order[start[number + 1] as usize] = place as u32;
+            start[number + 1] += 1;
         }
     }
     (start, order)

@@ -2,7 +2,7 @@
 //! exponentials need code of their own.
 
 use super::{Reduce, scalar};
-use crate::simd::{AHEAD, Simd, WAYS, map_to, map2_to, math, prefetch, simd_fn};
+use crate::simd::{AHEAD, Simd, WAYS, map_to, map2_to, math, prefetch, prefetch_far, simd_fn};
 
 /// Vectors whose exponentials are summed in `f32` before they are added to an `f64`.
 const BLOCK: usize = 64;
@@ -31,7 +31,7 @@ fn exp_sum<S: Simd>(s: S, x: &[f32], top: f32, out: Option<*mut f32>) -> f64 {
         for i in (start..whole).step_by(step) {
             for (way, acc) in acc.iter_mut().enumerate() {
                 let i = i + way * S::LANES;
-                prefetch(x.as_ptr().wrapping_add(i + ahead));
+                prefetch_far(x.as_ptr().wrapping_add(i + ahead));
                 // SAFETY: the vector lies below `whole`; `out` has room for the row.
                 unsafe {
                     let e = math::exp2(s, s.mul(s.sub(s.load(x.as_ptr().add(i)), shift), unit));

@@ -282,6 +282,22 @@ pub(crate) fn prefetch(p: *const f32) {
     };
 }
 
+/// As [`prefetch`], to the second cache, for what is far ahead: the first has few places for lines on their way, and stores past the
+/// caches take the same ones.
+#[inline(always)]
+pub(crate) fn prefetch_far(p: *const f32) {
+    // SAFETY: a prefetch accesses nothing.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(p.cast())
+    };
+    // SAFETY: as above.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        std::arch::asm!("prfm pldl2keep, [{}]", in(reg) p, options(readonly, nostack, preserves_flags))
+    };
+}
+
 /// Orders [`Simd::store_stream`] before what follows.
 #[inline(always)]
 pub(crate) fn fence() {

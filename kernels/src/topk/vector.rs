@@ -1,7 +1,7 @@
 //! The scan for candidates on wide vectors.
 
 use super::{KEPT, key};
-use crate::simd::{AHEAD, MOST, Simd, WAYS, prefetch, simd_fn};
+use crate::simd::{AHEAD, MOST, Simd, WAYS, prefetch_far, simd_fn};
 
 /// Keys that are ranked at once, if there are no more.
 const FEW: usize = 16;
@@ -32,7 +32,7 @@ simd_fn! {
             for (way, best) in best.iter_mut().enumerate() {
                 let i = i + way * S::LANES;
                 // All of it now: spread over both passes it comes later.
-                prefetch(x.as_ptr().wrapping_add(i + ahead));
+                prefetch_far(x.as_ptr().wrapping_add(i + ahead));
                 // SAFETY: below `whole`. The second operand of `max` wins if either is NaN.
                 *best = unsafe { s.max(s.load(x.as_ptr().add(i)), *best) };
             }

@@ -8,7 +8,7 @@ use swift_kernels::linear::int8::repacked_bytes;
 use swift_kernels::pages::prefer_huge;
 use swift_kernels::quant;
 
-use super::{Bound, memory, models, optimizer};
+use super::{Bound, cache, memory, models, optimizer};
 use crate::{Bytes, CpuDevice, Device, Format, HostTensor, Inputs, Precision, Result, Store};
 
 /// A graph with its data, and what a run of it amounts to.
@@ -34,7 +34,7 @@ pub(super) fn of(family: &str) -> Vec<Build> {
         "linear" => linear(),
         "experts" => models::experts(),
         "conv" => models::conv(),
-        "attention" => attention(),
+        "attention" => attention().into_iter().chain(cache::cases()).collect(),
         "cross-entropy" => vec![Box::new(|device| cross_entropy(device, [1024, 576, 49152]))],
         "lora" => vec![Box::new(|device| lora(device, [1024, 576, 1536], 8))],
         "optimizer" => optimizer::cases(),
@@ -66,7 +66,9 @@ impl Case {
     /// A frozen weight.
     pub(super) fn w(&mut self, format: Format, shape: &[usize]) -> Result<NodeId> {
         let data = values(shape.iter().product());
-        let mut bytes = vec![0; format.row_bytes(data.len())];
+        let mut bytes = Vec::with_capacity(format.row_bytes(data.len()));
+        prefer_huge(bytes.spare_capacity_mut());
+        bytes.resize(bytes.capacity(), 0);
         quant::quantize(format, &data, &mut bytes);
         self.stored(format, shape, bytes.into())
     }
@@ -199,7 +201,7 @@ fn past_caches(device: &CpuDevice, format: Format, precision: Precision) -> Resu
 
 /// Causal attention of one sequence. Half of the scores are masked and not counted: `2 n² d` operations a head forward, and 2.5 times
 /// as many backward.
-fn attention() -> Vec<Build> {
+pub(super) fn attention() -> Vec<Build> {
     let mut cases: Vec<Build> = Vec::new();
     for sizes @ [heads, n, d] in [[9, 1024, 64], [14, 2048, 64], [4, 2048, 256]] {
         for backward in [false, true] {

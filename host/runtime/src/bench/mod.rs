@@ -3,6 +3,7 @@
 //! A case is a small graph, compiled as any other: what is measured is what a training run or a server gets, launches included. Of
 //! the run of a case only the launches count, not the copies of its results. The figure is the median of several runs.
 
+mod cache;
 mod cases;
 mod memory;
 mod models;
@@ -13,12 +14,12 @@ mod tests;
 
 use std::time::{Duration, Instant};
 
-use swift_graph::Bindings;
 use swift_graph::passes::{self, Options};
 use swift_graph::plan::plan;
+use swift_graph::{Bindings, Graph};
 use swift_kernels::ceiling::Ceilings;
 
-use crate::{CpuDevice, Device, Error, Result};
+use crate::{CpuDevice, Device, Error, Executable, Result, Store};
 use cases::Case;
 
 /// What can be measured on its own, in the order of the report.
@@ -84,7 +85,7 @@ pub struct Measured {
     pub bound: Bound,
 }
 
-/// Measures one family. A family takes a few seconds to half a minute.
+/// Measures one family. A family takes a few seconds to a minute.
 ///
 /// # Errors
 /// When there is no such family, or memory runs out.
@@ -102,18 +103,22 @@ pub fn family(device: &CpuDevice, name: &str, report: &mut dyn FnMut(&Measured))
     Ok(())
 }
 
-/// Least time spent on a case, after the first run.
-const BUDGET: Duration = Duration::from_millis(400);
+/// Least time spent on a case, after the first run: a hundred runs of a small layer, while what takes longer has [`RUNS`].
+const BUDGET: Duration = Duration::from_millis(150);
 
 /// Least runs of a case.
 const RUNS: usize = 5;
 
-fn measure(device: &CpuDevice, case: Case) -> Result<Measured> {
-    let Case { op, shape, format, graph, inputs, mut store, precision, amount, bound } = case;
+fn compile(device: &CpuDevice, graph: Graph, store: &Store) -> Result<Box<dyn Executable>> {
     let graph = passes::optimize(graph, &Options::default())?;
     let dense = |p: swift_graph::ParamId| store.is_dense(&graph.params()[p.index()].name);
     let plan = plan(graph.clone(), &dense)?;
-    let mut executable = device.compile(plan)?;
+    device.compile(plan)
+}
+
+fn measure(device: &CpuDevice, case: Case) -> Result<Measured> {
+    let Case { op, shape, format, graph, inputs, mut store, precision, amount, bound } = case;
+    let mut executable = compile(device, graph, &store)?;
     executable.set_precision(precision);
     let mut run = || -> Result<f64> {
         executable.set_profiling(true);
