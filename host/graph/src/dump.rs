@@ -154,6 +154,7 @@ fn attributes(op: &Op, names: &mut dyn Names) -> Vec<String> {
             flag(op.backward, "backward"),
             format!("alpha={} factor={}", number(op.alpha), number(op.factor)),
             flag(op.bias, "bias"),
+            op.activation.map(|f| format!("{f:?}")).unwrap_or_default(),
             flag(op.addend, "addend"),
         ],
         Op::LinearDw(op) => vec![format!("alpha={}", number(op.alpha))],

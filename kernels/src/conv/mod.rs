@@ -21,7 +21,7 @@ mod scalar;
 mod tests;
 mod unfold;
 
-use crate::gemm::blocked::{Sizes, blocked, run};
+use crate::gemm::blocked::{Out, Sizes, blocked, run};
 use crate::gemm::kernel::Epilogue;
 use crate::gemm::pack::Panels;
 use crate::gemm::scratch::with_scratch;
@@ -162,7 +162,8 @@ pub fn conv2d(pool: &Pool, conv: &Conv, x: &[f32], w: &[f32], bias: Option<&[f32
             Panels::Made(&unfold)
         };
         let beta = f32::from(u8::from(bias.is_some()));
-        blocked(pool, sizes, &filters, &panels, out, places, Epilogue { alpha: 1.0, beta, bias: None, addend: None });
+        let epilogue = Epilogue { alpha: 1.0, beta, bias: None, addend: None };
+        blocked(pool, sizes, filters.into(), panels, Out::Plain(out, places), epilogue, None);
     });
 }
 
@@ -231,8 +232,9 @@ pub fn conv2d_dw(pool: &Pool, conv: &Conv, dy: &[f32], x: &[f32], dw: &mut [f32]
                 Panels::MadeTransposed(&unfold)
             };
             let beta = f32::from(u8::from(image > 0));
-            let out = dw.after(group * w_len);
-            blocked(pool, sizes, &dy, &panels, out, sizes.n, Epilogue { alpha: 1.0, beta, bias: None, addend: None });
+            let out = Out::Plain(dw.after(group * w_len), sizes.n);
+            let epilogue = Epilogue { alpha: 1.0, beta, bias: None, addend: None };
+            blocked(pool, sizes, dy.into(), panels, out, epilogue, None);
         }
     });
 }

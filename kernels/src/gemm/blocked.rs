@@ -78,46 +78,16 @@ pub(crate) enum Out<'a> {
     Finished(&'a Finish<'a>),
 }
 
-/// `c = alpha a b + bias + beta c`, or the addend in place of `c`, for non-empty sizes; operands and `c` have been checked.
+/// `out = alpha a b + bias + beta out`, or the addend in place of what `out` holds, and `second` added to it, for non-empty sizes;
+/// operands and the output have been checked.
 pub(crate) fn blocked(
-    pool: &Pool,
-    sizes: Sizes,
-    a: &MatRef<'_>,
-    b: &Panels<'_>,
-    c: Disjoint<'_, f32>,
-    ldc: usize,
-    epilogue: Epilogue<'_>,
-) {
-    product(pool, sizes, Source::Floats(*a), *b, Out::Plain(c, ldc), epilogue);
-}
-
-/// [`blocked`], with another product that adds to each tile of the output.
-#[expect(clippy::too_many_arguments, reason = "what a product is made of, and another one")]
-pub(crate) fn blocked_with(
-    pool: &Pool,
-    sizes: Sizes,
-    a: &MatRef<'_>,
-    b: &Panels<'_>,
-    c: Disjoint<'_, f32>,
-    ldc: usize,
-    epilogue: Epilogue<'_>,
-    second: &Second<'_>,
-) {
-    products(pool, sizes, Source::Floats(*a), *b, Out::Plain(c, ldc), (epilogue, Some(second)));
-}
-
-/// [`blocked`] for operands and outputs of all kinds.
-pub(crate) fn product(pool: &Pool, sizes: Sizes, a: Source<'_>, b: Panels<'_>, out: Out<'_>, epilogue: Epilogue<'_>) {
-    products(pool, sizes, a, b, out, (epilogue, None));
-}
-
-fn products(
     pool: &Pool,
     sizes: Sizes,
     a: Source<'_>,
     b: Panels<'_>,
     out: Out<'_>,
-    (epilogue, second): (Epilogue<'_>, Option<&Second<'_>>),
+    epilogue: Epilogue<'_>,
+    second: Option<&Second<'_>>,
 ) {
     let kernels = kernels_for(pool.isa(), sizes);
     let second = second.map(|second| (second, self::kernels(pool.isa())));
@@ -192,7 +162,7 @@ struct Walk<'a> {
     b: Panels<'a>,
     out: Out<'a>,
     epilogue: Epilogue<'a>,
-    /// What adds to each tile of a plain output, after the first pass over `k`, and its kernels.
+    /// What adds to each tile after the first pass over `k`, and its kernels.
     second: Option<(&'a Second<'a>, &'a Kernels)>,
 }
 
@@ -379,8 +349,8 @@ impl Block<'_> {
                 // SAFETY: both operands hold the tile, the output was checked to, and no other task has it.
                 unsafe { (kernels.tile)(&tile) };
                 if let (Some((second, kernels)), 0) = (self.walk.second, part.k0) {
-                    // SAFETY: as above; the tile lies in the output.
-                    unsafe { second.add(kernels, (i, rows), (j, cols), c, sums.stride) };
+                    // SAFETY: as above; the tile lies in the output, or in the stage.
+                    unsafe { second.add(kernels, (i, rows), (j, cols), tile.c, tile.ldc) };
                 }
                 if let Some(finish) = finish {
                     // SAFETY: as above.

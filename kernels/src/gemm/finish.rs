@@ -2,7 +2,9 @@
 
 use half::{bf16, f16};
 
+use super::blocked::Out;
 use super::fused::Addend;
+use super::kernel::Epilogue;
 use crate::elementwise::{self, Unary};
 use crate::isa::Isa;
 use crate::pool::Disjoint;
@@ -25,6 +27,28 @@ pub(super) enum Cells<'a> {
 }
 
 impl<'a> Finish<'a> {
+    /// Into floats, whose rows are `ldc` apart.
+    pub(crate) fn new(isa: Isa, activation: Option<Unary>, addend: Addend<'a>, c: &'a mut [f32], ldc: usize) -> Finish<'a> {
+        Finish { isa, activation, addend, c: Cells::F32(Disjoint::new(c)), ldc }
+    }
+
+    /// What is added in the end.
+    pub(crate) fn addend(&self) -> Addend<'a> {
+        self.addend
+    }
+
+    /// Where the sums of a product go, and what its inner kernels do to them: what is added to a plain output they add themselves.
+    pub(crate) fn out(&'a self, alpha: f32, bias: Option<&'a [f32]>) -> (Out<'a>, Epilogue<'a>) {
+        let plain = Epilogue { alpha, beta: 0.0, bias, addend: None };
+        let (Cells::F32(c), None) = (self.c, self.activation) else { return (Out::Finished(self), plain) };
+        let epilogue = match self.addend {
+            Addend::None => plain,
+            Addend::Output { beta } => Epilogue { beta, ..plain },
+            Addend::Matrix { values, row_stride, beta } => Epilogue { beta, addend: Some((values, row_stride)), ..plain },
+        };
+        (Out::Plain(c, self.ldc), epilogue)
+    }
+
     /// The output, if sums of passes may wait in it.
     pub(super) fn sums(&self) -> Option<(Disjoint<'a, f32>, usize)> {
         match (self.c, self.addend) {
@@ -38,7 +62,7 @@ impl<'a> Finish<'a> {
     ///
     /// # Safety
     /// C holds the cells, and no other task reads or writes them.
-    pub(super) unsafe fn tile(&self, sums: &mut [f32], width: usize, (i, j): (usize, usize), cols: usize) {
+    pub(crate) unsafe fn tile(&self, sums: &mut [f32], width: usize, (i, j): (usize, usize), cols: usize) {
         if let Some(activation) = self.activation {
             elementwise::apply(self.isa, activation, sums);
         }

@@ -2,10 +2,9 @@
 
 use half::{bf16, f16};
 
-use super::blocked::{self, Out, Sizes};
+use super::blocked::{Sizes, blocked};
 use super::check_output;
 use super::finish::{Cells, Finish};
-use super::kernel::Epilogue;
 use super::operand::Operand;
 use super::pack::Panels;
 use super::scratch::with_scratch;
@@ -69,6 +68,16 @@ pub enum Addend<'a> {
     },
 }
 
+impl Addend<'_> {
+    /// Panics unless a matrix holds `m` by `n` elements.
+    #[track_caller]
+    pub(crate) fn check(&self, m: usize, n: usize) {
+        if let &Addend::Matrix { values, row_stride, .. } = self {
+            assert!(row_stride >= n && values.len() >= (m - 1) * row_stride + n, "addend is shorter than its {m} by {n} shape");
+        }
+    }
+}
+
 /// The output of a [`Fused`] product: sums are `f32` and rounded once, to nearest, ties to even.
 #[derive(Debug)]
 pub enum Output<'a> {
@@ -110,9 +119,7 @@ pub fn gemm_fused(pool: &Pool, product: &Fused<'_>, c: Output<'_>, ldc: usize) {
     a.check(m, k);
     check_output(m, n, c.len(), ldc);
     assert!(bias.is_none_or(|bias| bias.len() == n), "bias does not match the columns");
-    if let Addend::Matrix { values, row_stride, .. } = addend {
-        assert!(row_stride >= n && values.len() >= (m - 1) * row_stride + n, "addend is shorter than its {m} by {n} shape");
-    }
+    addend.check(m, n);
     let right = match b {
         Factor::Matrix { b, .. } => {
             b.check(k, n);
@@ -134,17 +141,8 @@ pub fn gemm_fused(pool: &Pool, product: &Fused<'_>, c: Output<'_>, ldc: usize) {
         return empty(&finish, sizes, bias);
     }
     let source = a.source(pool.isa());
-    let epilogue = Epilogue { alpha, beta: 0.0, bias, addend: None };
-    // The inner kernels themselves add what is added to a plain output.
-    let (out, epilogue) = match (c, activation, addend) {
-        (Cells::F32(c), None, Addend::None) => (Out::Plain(c, ldc), epilogue),
-        (Cells::F32(c), None, Addend::Output { beta }) => (Out::Plain(c, ldc), Epilogue { beta, ..epilogue }),
-        (Cells::F32(c), None, Addend::Matrix { values, row_stride, beta }) => {
-            (Out::Plain(c, ldc), Epilogue { beta, addend: Some((values, row_stride)), ..epilogue })
-        }
-        _ => (Out::Finished(&finish), epilogue),
-    };
-    blocked::product(pool, sizes, source, right, out, epilogue);
+    let (out, epilogue) = finish.out(alpha, bias);
+    blocked(pool, sizes, source, right, out, epilogue, None);
 }
 
 /// A product over nothing: the bias alone is finished.

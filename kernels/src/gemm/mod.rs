@@ -31,7 +31,7 @@ mod avx512;
 pub(crate) mod blocked;
 #[cfg(any(test, not(target_arch = "x86_64")))]
 mod fallback;
-mod finish;
+pub(crate) mod finish;
 mod fused;
 mod grouped;
 pub(crate) mod kernel;
@@ -48,7 +48,7 @@ pub use grouped::{Member, gemm_grouped};
 pub use operand::{MatRef, Operand};
 pub use scratch::SCRATCH_BYTES;
 
-use blocked::{Sizes, blocked};
+use blocked::{Out, Sizes, blocked};
 use kernel::Epilogue;
 use pack::Panels;
 use thin::{THIN, Thin};
@@ -175,6 +175,6 @@ fn product(pool: &Pool, sizes: Sizes, a: MatRef<'_>, b: MatRef<'_>, c: Disjoint<
     } else if m <= THIN && b.row_stride == 1 {
         thin::dots(pool, left, c, epilogue);
     } else {
-        blocked(pool, sizes, &a, &Panels::Dense(b), c, ldc, epilogue);
+        blocked(pool, sizes, a.into(), Panels::Dense(b), Out::Plain(c, ldc), epilogue, None);
     }
 }

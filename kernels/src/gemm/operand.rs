@@ -138,6 +138,12 @@ pub(crate) enum Source<'a> {
     Halves(Halves<'a>),
 }
 
+impl<'a> From<MatRef<'a>> for Source<'a> {
+    fn from(matrix: MatRef<'a>) -> Source<'a> {
+        Source::Floats(matrix)
+    }
+}
+
 /// Halves of either kind and what decodes them.
 #[derive(Clone, Copy)]
 pub(crate) struct Halves<'a> {

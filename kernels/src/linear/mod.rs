@@ -13,7 +13,7 @@
 
 use crate::elementwise::{self, Unary};
 use crate::format::{Format, Weight};
-use crate::gemm::blocked::{Sizes, blocked, run};
+use crate::gemm::blocked::{Out, Sizes, blocked, run};
 use crate::gemm::kernel::Epilogue;
 use crate::gemm::pack::Panels;
 use crate::gemm::{Addend, Factor, Fused, MatRef, Output, gemm, gemm_fused};
@@ -111,7 +111,7 @@ pub fn linear_dx(pool: &Pool, m: usize, alpha: f32, dy: &[f32], w: &Weight<'_>, 
     }
     let panels = Panels::straight(pool.isa(), w);
     let epilogue = Epilogue { alpha, beta, bias: None, addend: None };
-    blocked(pool, sizes, &dy, &panels, Disjoint::new(dx), w.cols, epilogue);
+    blocked(pool, sizes, dy.into(), panels, Out::Plain(Disjoint::new(dx), w.cols), epilogue, None);
 }
 
 #[track_caller]
@@ -160,9 +160,7 @@ fn stream(pool: &Pool, sizes: Sizes, x: &[f32], w: &Weight<'_>, y: &mut [f32], l
     const TASK: usize = 32;
     let Sizes { m, n, k } = sizes;
     let &Layer { alpha, bias, activation, addend } = layer;
-    if let Addend::Matrix { values, row_stride, .. } = addend {
-        assert!(row_stride >= n && values.len() >= (m - 1) * row_stride + n, "addend is shorter than its {m} by {n} shape");
-    }
+    addend.check(m, n);
     let dots = row_dots(pool.isa());
     let y = Disjoint::new(y);
     run(pool, sizes.is_small(), n.div_ceil(TASK), &|task| {

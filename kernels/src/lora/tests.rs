@@ -50,7 +50,8 @@ fn one_pass_is_two_products() {
                     let pool = Pool::with_isa(threads, isa);
                     let mut out = if addend == 2 { [m * n, m * k].map(|len| vec![f32::NAN; len]) } else { elsewhere.clone() };
                     let [y, dx] = &mut out;
-                    low_rank_linear(&pool, m, 1.5, &x, &w, &forward, bias, add(&elsewhere[0], n), y);
+                    let layer = linear::Layer { alpha: 1.5, bias, activation: None, addend: add(&elsewhere[0], n) };
+                    low_rank_linear(&pool, m, &x, &w, &forward, &layer, y);
                     low_rank_linear_dx(&pool, m, 1.5, &dy, &w, &backward, add(&elsewhere[1], k), dx);
                     out
                 };
@@ -67,6 +68,71 @@ fn one_pass_is_two_products() {
             }
         }
     }
+}
+
+/// Against both products, then the function of each sum, then the addend; one product may have been computed before.
+#[test]
+fn an_activation_and_an_addend_follow_both_products() {
+    // Few rows, few columns, one pass over `k`, several of them.
+    let shapes = [(3, 64, 40, 8), (40, 64, 9, 8), (33, 64, 17, 1), (97, 64, 130, 16), (40, 2500, 70, 40)];
+    for (format, (m, k, n, r)) in [Format::F32, Format::Q8_0].into_iter().flat_map(|f| shapes.map(|s| (f, s))) {
+        let k = k / format.block_len() * format.block_len();
+        let (x, h, bias, other) = (draw(m * k, 1), draw(m * r, 2), draw(n, 3), draw(m * n, 4));
+        let scaled = |values: Vec<f32>, by: f32| values.into_iter().map(|x| x * by).collect::<Vec<_>>();
+        let (w, b) = (encoded(format, &scaled(draw(n * k, 5), 2.0 / (k as f32).sqrt())), encoded(Format::F32, &draw(n * r, 6)));
+        let w = Weight::new(format, n, k, &w);
+        let low = LowRank { factor: 0.5, h: &h, v: Weight::new(Format::F32, n, r, &b) };
+        for isa in Isa::available() {
+            let pools = [1, 3].map(|threads| Pool::with_isa(threads, isa));
+            let mut base = vec![0.0; m * n];
+            linear::linear(&pools[0], m, 1.5, &x, &w, Some(&bias), &mut base, 0.0);
+            let mut sums = base.clone();
+            linear::linear(&pools[0], m, low.factor, &h, &low.v, None, &mut sums, 1.0);
+            for (activation, addend) in
+                [Unary::Relu, Unary::Silu, Unary::GeluTanh].into_iter().flat_map(|f| [(f, 0), (f, 1), (f, 2)])
+            {
+                let what = format!("{format} {m}x{k}x{n} r{r} {activation:?} addend {addend} at {isa}");
+                let mut want = sums.clone();
+                crate::elementwise::apply(isa, activation, &mut want);
+                if addend > 0 {
+                    want.iter_mut().zip(&other).for_each(|(y, x)| *y += 0.75 * x);
+                }
+                let add = match addend {
+                    0 => Addend::None,
+                    1 => Addend::Output { beta: 0.75 },
+                    _ => Addend::Matrix { values: &other, row_stride: n, beta: 0.75 },
+                };
+                let runs = pools.each_ref().map(|pool| {
+                    let mut y = if addend == 1 { other.clone() } else { vec![f32::NAN; m * n] };
+                    let layer = linear::Layer { alpha: 1.5, bias: Some(&bias), activation: Some(activation), addend: add };
+                    low_rank_linear(pool, m, &x, &w, &low, &layer, &mut y);
+                    y
+                });
+                assert_eq!(runs[0], runs[1], "{what}");
+                close(&runs[0], &want, &what);
+                if addend == 1 {
+                    continue;
+                }
+                let runs = pools.each_ref().map(|pool| {
+                    let mut y = base.clone();
+                    low_rank_add(pool, m, &low, Some(activation), add, &mut y);
+                    y
+                });
+                assert_eq!(runs[0], runs[1], "{what}, added");
+                close(&runs[0], &want, &format!("{what}, added"));
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "addend is shorter")]
+fn a_short_addend_is_refused() {
+    let (x, w, v) = (vec![0.0; 20 * 4], vec![0; 4 * 20 * 4], vec![0; 4 * 20 * 2]);
+    let low = LowRank { factor: 1.0, h: &[0.0; 40], v: Weight::new(Format::F32, 20, 2, &v) };
+    let addend = Addend::Matrix { values: &x, row_stride: 20, beta: 1.0 };
+    let layer = linear::Layer { alpha: 1.0, bias: None, activation: Some(Unary::Relu), addend };
+    low_rank_linear(&Pool::new(1), 20, &x, &Weight::new(Format::F32, 20, 4, &w), &low, &layer, &mut [0.0; 400]);
 }
 
 /// A layer with its adapter: `y = alpha x Wᵀ + factor (x Aᵀ) Bᵀ`.
@@ -122,7 +188,8 @@ impl Layer {
         // What an output held before does not matter.
         let (mut y, mut dx) = (vec![f32::NAN; shift + m * n], vec![f32::NAN; shift + m * k]);
         let low = LowRank { factor: FACTOR, h: &h[shift..], v: b };
-        low_rank_linear(pool, m, ALPHA, &x[shift..], &w, &low, None, Addend::None, &mut y[shift..]);
+        let layer = linear::Layer { alpha: ALPHA, bias: None, activation: None, addend: Addend::None };
+        low_rank_linear(pool, m, &x[shift..], &w, &low, &layer, &mut y[shift..]);
         let low = LowRank { factor: FACTOR, h: &dh[shift..], v: a };
         low_rank_linear_dx(pool, m, ALPHA, &dy[shift..], &w, &low, Addend::None, &mut dx[shift..]);
         [y[shift..].to_vec(), dx[shift..].to_vec()]

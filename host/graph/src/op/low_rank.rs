@@ -1,14 +1,14 @@
 //! A product with a weight and one of low rank beside it, in one pass over the output: what LoRA's forward pass and the gradient in
 //! its input come to. [`crate::passes::patterns::low_rank`] makes it of two products; nothing else does.
 
-use super::{OpRule, arity, count, floats};
+use super::{OpRule, UnaryOp, arity, count, floats};
 use crate::autodiff::Backward;
 use crate::interp::{Eval, Tensor, product};
 use crate::{Dim, Error, Float, Graph, Result, Shape, Type};
 
 /// Inputs `x [..., k]`, `w`, `h [..., r]`, `v`, then `bias` and `addend` as the flags say.
 ///
-/// Forward: `alpha·x·Wᵀ + factor·h·Vᵀ + bias + addend` with `w [n, k]`, `v [n, r]`. Backward: `alpha·x·W + factor·h·V + addend` with `w [k, n]`,
+/// Forward: `activation(alpha·x·Wᵀ + factor·h·Vᵀ + bias) + addend` with `w [n, k]`, `v [n, r]`. Backward: `alpha·x·W + factor·h·V + addend` with `w [k, n]`,
 /// `v [r, n]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct LowRankLinear {
@@ -20,6 +20,8 @@ pub struct LowRankLinear {
     pub factor: Float,
     /// Whether there is a bias.
     pub bias: bool,
+    /// What is applied before the addend, forward only. Made by [`crate::passes::patterns::activation`].
+    pub activation: Option<UnaryOp>,
     /// Whether there is an addend.
     pub addend: bool,
 }
@@ -42,6 +44,9 @@ impl OpRule for LowRankLinear {
         if self.bias && inputs[4].shape.dims() != &out[out.rank() - 1..] {
             return Err(Error::shape(self.name(), format!("the bias must be [{}]", w[outer]), inputs));
         }
+        if self.backward && self.activation.is_some() {
+            return Err(Error::shape(self.name(), "takes no activation backward", inputs));
+        }
         if self.addend && inputs[inputs.len() - 1].shape != out {
             return Err(Error::shape(self.name(), format!("the addend must be {out}"), inputs));
         }
@@ -58,7 +63,8 @@ impl OpRule for LowRankLinear {
         let sum = y.iter().zip(&low).enumerate().map(|(i, (y, low))| {
             let bias = if self.bias { cx.input(4).data[i % out] } else { 0.0 };
             let addend = if self.addend { cx.input(cx.arity() - 1).data[i] } else { 0.0 };
-            self.alpha.0 * y + self.factor.0 * low + bias + addend
+            let sum = self.alpha.0 * y + self.factor.0 * low + bias;
+            self.activation.map_or(sum, |f| f.eval(sum)) + addend
         });
         cx.one(sum.collect())
     }

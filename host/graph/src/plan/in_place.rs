@@ -17,7 +17,7 @@ pub fn in_place_inputs(g: &Graph, node: &Node, output: usize) -> Vec<usize> {
         // An activation would overwrite what is added after it.
         Op::Linear(l) if l.addend && l.activation.is_none() => vec![node.inputs.len() - 1],
         Op::LinearDx(l) if l.addend => vec![2],
-        Op::LowRankLinear(l) if l.addend => vec![node.inputs.len() - 1],
+        Op::LowRankLinear(l) if l.addend && l.activation.is_none() => vec![node.inputs.len() - 1],
         _ => Vec::new(),
     };
     let same = |i: &usize| {

@@ -117,7 +117,15 @@ fn others(c: &mut Case) -> Vec<(Op, Vec<swift_graph::NodeId>)> {
         (op::LinearDx { alpha: Float(1.0), addend: false }.into(), vec![dy, w]),
         (op::LinearDw { alpha: Float(1.0) }.into(), vec![dy, x]),
         (
-            op::LowRankLinear { backward: false, alpha: Float(1.0), factor: Float(2.0), bias: false, addend: false }.into(),
+            op::LowRankLinear {
+                backward: false,
+                alpha: Float(1.0),
+                factor: Float(2.0),
+                bias: false,
+                activation: None,
+                addend: false,
+            }
+            .into(),
             vec![x, w, x, w],
         ),
         (op::GroupedLinearDx.into(), vec![dy3, stack, experts]),

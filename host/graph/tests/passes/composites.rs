@@ -72,6 +72,35 @@ fn an_activation_and_a_residual_are_an_epilogue() {
     }
 }
 
+/// As above, of a layer with an adapter beside it.
+#[test]
+fn an_activation_and_a_residual_are_an_epilogue_of_two_products() {
+    for f in [UnaryOp::Silu, UnaryOp::GeluTanh] {
+        let mut g = Graph::default();
+        let (x, residual) = (rows(&mut g, "x", 80), rows(&mut g, "r", 6));
+        let (w, a, b) = (weight(&mut g, "w", 6, 80), weight(&mut g, "a", 2, 80), weight(&mut g, "b", 6, 2));
+        let y = g.linear(x, w).unwrap();
+        let h = g.linear(x, a).unwrap();
+        let h = g.linear(h, b).unwrap();
+        let sums = g.add(y, h).unwrap();
+        let y = g.unary(f, sums).unwrap();
+        let y = g.add(residual, y).unwrap();
+        g.outputs.push(("y".into(), y));
+        let optimized = |g: &Graph, what| check(g, &passes::after_autodiff(g, &passes::Options::default()).unwrap(), what);
+        let after = optimized(&g, "adapted activation");
+        assert_eq!(["linear", "low-rank-linear", "unary", "binary", "fused"].map(|op| count(&after, op)), [1, 1, 0, 0, 0]);
+        let Op::LowRankLinear(only) = &after.node(after.output("y").unwrap()).op else { panic!("not both products") };
+        assert!(only.addend && only.activation == Some(f), "{only:?}");
+        g.outputs.push(("sums".into(), sums));
+        let with_readers = optimized(&g, "two readers");
+        assert_eq!(with_readers.len(), after.len() + 1);
+        let Op::LowRankLinear(kept) = &with_readers.node(with_readers.output("sums").unwrap()).op else {
+            panic!("not both products")
+        };
+        assert!(!kept.addend && kept.activation.is_none(), "{kept:?}");
+    }
+}
+
 /// LoRA as a tuner writes it: a branch with an input of its own, on a residual stream, and a second layer on the same input.
 #[test]
 fn a_branch_of_low_rank_joins_the_product_beside_it() {

@@ -130,6 +130,17 @@ fn together<const N: usize>(m: &Memory<'_>, linears: [&Linear; N]) -> Result<()>
     Ok(())
 }
 
+/// Where the last input is that is added to a product, if there is one.
+pub(super) fn place_of_addend(p: &mut Prepare<'_, '_>, has_addend: bool, is_activated: bool) -> Result<Option<Ref>> {
+    let last = p.node.inputs.len() - 1;
+    Ok(match (has_addend, is_activated) {
+        (false, _) => None,
+        (true, false) => Some(p.input_in_place(last)?),
+        // Some kernels write what they apply the activation to.
+        (true, true) => Some(p.input(last)?),
+    })
+}
+
 /// The forward product, or that of the gradient in the input.
 fn prepare(p: &mut Prepare<'_, '_>, op: &LinearOp, backward: bool) -> Result<Kernel> {
     let dims = p.dims(0)?;
@@ -139,12 +150,7 @@ fn prepare(p: &mut Prepare<'_, '_>, op: &LinearOp, backward: bool) -> Result<Ker
         return Err(p.unsupported(format!("the weight is empty: {} x {}", weight.rows, weight.cols)));
     }
     let bias = if op.bias { Some(p.input(2)?) } else { None };
-    let addend = match (op.addend, op.activation) {
-        (false, _) => None,
-        (true, None) => Some(p.input_in_place(p.node.inputs.len() - 1)?),
-        // Some kernels write what they apply the activation to.
-        (true, Some(_)) => Some(p.input(p.node.inputs.len() - 1)?),
-    };
+    let addend = place_of_addend(p, op.addend, op.activation.is_some())?;
     let (alpha, activation) = (op.alpha.0 as f32, op.activation.map(unary_op));
     let int8 = if backward { None } else { p.rounding(m, x, &weight).map(|repeats| Rounding { repeats }) };
     Ok(Kernel::Linear(Linear { backward, m, alpha, x, weight, bias, activation, addend, out: p.output(0)?, int8 }))

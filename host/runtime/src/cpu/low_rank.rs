@@ -1,11 +1,14 @@
 //! A product with a weight and one of low rank beside it.
 
 use swift_graph::op::LowRankLinear;
+use swift_kernels::elementwise::Unary;
+use swift_kernels::gemm::Addend;
 use swift_kernels::linear::{Layer, int8, linear};
-use swift_kernels::lora::{LowRank, low_rank_linear, low_rank_linear_dx};
+use swift_kernels::lora::{LowRank, low_rank_add, low_rank_linear, low_rank_linear_dx};
 
 use super::Kernel;
-use super::linear::{Rounding, addend};
+use super::elementwise::unary_op;
+use super::linear::{Rounding, addend, place_of_addend};
 use super::memory::{Memory, Ref, WeightRef};
 use super::prepare::Prepare;
 use crate::Result;
@@ -22,6 +25,7 @@ pub(crate) struct LowRankProduct {
     h: Ref,
     v: WeightRef,
     bias: Option<Ref>,
+    activation: Option<Unary>,
     addend: Option<Ref>,
     out: Ref,
     int8: Option<Rounding>,
@@ -39,9 +43,16 @@ impl LowRankProduct {
                 // The adapter's product stays exact.
                 let x = m.rounded(self.m, panels.cols, self.x);
                 let out = m.f32_mut(self.out);
-                let layer = Layer { alpha: self.alpha, bias, activation: None, addend };
+                let (first, last) = match self.activation {
+                    None => (addend, Addend::None),
+                    Some(_) => (Addend::None, addend),
+                };
+                let layer = Layer { alpha: self.alpha, bias, activation: None, addend: first };
                 int8::linear_int8_many(m.pool, self.m, x, [int8::Part { w: panels, layer, y: &mut *out }]);
-                linear(m.pool, self.m, low.factor, low.h, &low.v, None, out, 1.0);
+                match self.activation {
+                    None => linear(m.pool, self.m, low.factor, low.h, &low.v, None, out, 1.0),
+                    activation => low_rank_add(m.pool, self.m, &low, activation, last, out),
+                }
                 return Ok(());
             }
         }
@@ -49,7 +60,8 @@ impl LowRankProduct {
         if self.backward {
             low_rank_linear_dx(m.pool, self.m, self.alpha, x, &weight, &low, addend, out);
         } else {
-            low_rank_linear(m.pool, self.m, self.alpha, x, &weight, &low, bias, addend, out);
+            let layer = Layer { alpha: self.alpha, bias, activation: self.activation, addend };
+            low_rank_linear(m.pool, self.m, x, &weight, &low, &layer, out);
         }
         Ok(())
     }
@@ -63,9 +75,10 @@ pub(super) fn prepare(op: &LowRankLinear, p: &mut Prepare<'_, '_>) -> Result<Ker
         return Err(p.unsupported(format!("a weight is empty: {} x {}", w.rows, w.cols)));
     }
     let bias = if op.bias { Some(p.input(4)?) } else { None };
-    let addend = if op.addend { Some(p.input_in_place(p.node.inputs.len() - 1)?) } else { None };
+    let addend = place_of_addend(p, op.addend, op.activation.is_some())?;
     let int8 = if op.backward { None } else { p.rounding(m, x, &weight).map(|repeats| Rounding { repeats }) };
+    let activation = op.activation.map(unary_op);
     let (backward, alpha, factor) = (op.backward, op.alpha.0 as f32, op.factor.0 as f32);
     let out = p.output(0)?;
-    Ok(Kernel::LowRank(LowRankProduct { backward, m, alpha, factor, x, weight, h, v, bias, addend, out, int8 }))
+    Ok(Kernel::LowRank(LowRankProduct { backward, m, alpha, factor, x, weight, h, v, bias, activation, addend, out, int8 }))
 }

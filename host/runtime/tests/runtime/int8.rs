@@ -4,14 +4,16 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use swift_graph::op::{Embed, GroupedLinear, Linear};
+use swift_graph::op::{Embed, GroupedLinear, Linear, OpRule, UnaryOp};
+use swift_graph::passes;
 use swift_graph::plan::plan;
 use swift_kernels::linear::int8::{self, Panels};
 use swift_kernels::pool::Pool;
 use swift_kernels::{format::Weight, quant};
-use swift_runtime::{Bytes, CpuDevice, CpuOptions, Device, Format, HostTensor, Owner, Precision};
+use swift_runtime::{Bytes, CpuDevice, CpuOptions, Device, Executable, Format, HostTensor, Owner, Precision, Store};
 
 use crate::case::{Case, N, dims, rows};
+use crate::products::adapted;
 
 /// What the kernel gives for one weight of the case.
 fn direct(case: &Case, weight: usize, x: &[f32]) -> Vec<f32> {
@@ -27,6 +29,24 @@ fn direct(case: &Case, weight: usize, x: &[f32]) -> Vec<f32> {
     let panels = Panels { format: *format, rows: n, cols: k, data: &panels };
     int8::linear_int8(&pool, m, 1.0, &rounded, &panels, None, &mut y, 0.0);
     y
+}
+
+/// The case on a device of two threads: with it, a store of its weights and its graph, for products in whole numbers.
+fn compiled(c: &Case) -> (CpuDevice, Store, Box<dyn Executable>) {
+    let device = CpuDevice::new(CpuOptions { threads: 2, isa: None }).unwrap();
+    let store = c.fill(&device);
+    let mut executable = device.compile(plan(c.g.clone(), &|_| false).unwrap()).unwrap();
+    executable.set_precision(Precision::Int8);
+    (device, store, executable)
+}
+
+/// One layer of 32 inputs and 8 outputs.
+fn one_layer() -> Case {
+    let mut c = Case::new();
+    let x = c.x(rows(&[32]));
+    let w = c.w(&[8, 32], Format::Q8_0);
+    c.all(Linear::plain(), &[x, w]);
+    c
 }
 
 fn floats(t: &HostTensor) -> &[f32] {
@@ -84,6 +104,23 @@ fn layers_round_their_own_activations_and_weights_are_repacked_once() {
     }
 }
 
+/// Of an adapted layer, the adapter's product stays exact, and its function follows both.
+#[test]
+fn an_adapted_layer_is_activated_after_both_products() {
+    for (f, few) in [UnaryOp::Silu, UnaryOp::Relu].into_iter().flat_map(|f| [(f, false), (f, true)]) {
+        let mut c = adapted(f, Format::Q4_0, few);
+        let (_device, mut store, mut executable) = compiled(&c);
+        let plain = executable.run(&mut store, &c.env.bindings, &c.inputs).unwrap();
+        c.g = passes::optimize(c.g.clone(), &passes::Options::default()).unwrap();
+        assert!(c.g.nodes().iter().all(|node| !["unary", "binary", "fused"].contains(&node.op.name())));
+        let (_device, mut store, mut executable) = compiled(&c);
+        let fused = executable.run(&mut store, &c.env.bindings, &c.inputs).unwrap();
+        let [got, want] = [&fused, &plain].map(|run| floats(run.get("out0").unwrap()));
+        assert_eq!(got.len(), want.len());
+        assert!(got.iter().zip(want).all(|(got, want)| (got - want).abs() <= 1e-4 * want.abs().max(1.0)), "{f:?} {few}");
+    }
+}
+
 #[test]
 fn a_tied_head_of_one_row_answers_as_the_exact_product_does() {
     let mut c = Case::new();
@@ -93,9 +130,8 @@ fn a_tied_head_of_one_row_answers_as_the_exact_product_does() {
     let x = c.g.push(Embed, &[w, ids]).unwrap();
     let y = c.g.push(Linear::plain(), &[x, w]).unwrap();
     c.out(y);
-    let device = CpuDevice::new(CpuOptions { threads: 2, isa: None }).unwrap();
-    let mut store = c.fill(&device);
-    let mut executable = device.compile(plan(c.g.clone(), &|_| false).unwrap()).unwrap();
+    let (_device, mut store, mut executable) = compiled(&c);
+    executable.set_precision(Precision::Exact);
     let exact = executable.run(&mut store, &c.env.bindings, &c.inputs).unwrap();
     executable.set_precision(Precision::Int8);
     for _ in 0..3 {
@@ -119,10 +155,7 @@ fn experts_round_the_rows_that_they_get() {
     let choices = c.i(rows(&[2]), experts.clone());
     let y = c.g.push(GroupedLinear, &[x, w, choices]).unwrap();
     c.out(y);
-    let device = CpuDevice::new(CpuOptions { threads: 2, isa: None }).unwrap();
-    let mut store = c.fill(&device);
-    let mut executable = device.compile(plan(c.g.clone(), &|_| false).unwrap()).unwrap();
-    executable.set_precision(Precision::Int8);
+    let (_device, mut store, mut executable) = compiled(&c);
     let run = executable.run(&mut store, &c.env.bindings, &c.inputs).unwrap();
     assert_eq!(store.bytes().panels, 3 * int8::repacked_bytes(Format::Q4_1, 24, 64).unwrap());
     let (_, format, _, stack) = c.store[0].clone();
@@ -140,15 +173,8 @@ fn experts_round_the_rows_that_they_get() {
 
 #[test]
 fn a_weight_replaced_between_runs_is_repacked() {
-    let mut c = Case::new();
-    let x = c.x(rows(&[32]));
-    let w = c.w(&[8, 32], Format::Q8_0);
-    let y = c.g.push(Linear::plain(), &[x, w]).unwrap();
-    c.out(y);
-    let device = CpuDevice::new(CpuOptions::default()).unwrap();
-    let mut store = c.fill(&device);
-    let mut executable = device.compile(plan(c.g.clone(), &|_| false).unwrap()).unwrap();
-    executable.set_precision(Precision::Int8);
+    let mut c = one_layer();
+    let (_device, mut store, mut executable) = compiled(&c);
     executable.run(&mut store, &c.env.bindings, &c.inputs).unwrap();
     let mut bytes = vec![0; Format::Q4_0.row_bytes(8 * 32)];
     quant::quantize(Format::Q4_0, &c.floats(8 * 32), &mut bytes);
@@ -177,20 +203,14 @@ impl Owner for Again {
 
 #[test]
 fn bytes_that_were_let_go_are_found_again_by_whoever_reads_them() {
-    let mut c = Case::new();
-    let x = c.x(rows(&[32]));
-    let w = c.w(&[8, 32], Format::Q8_0);
-    let y = c.g.push(Linear::plain(), &[x, w]).unwrap();
-    c.out(y);
-    let device = CpuDevice::new(CpuOptions::default()).unwrap();
-    let mut store = c.fill(&device);
+    let c = one_layer();
+    let (device, mut store, mut whole) = compiled(&c);
     let made = Arc::new(AtomicUsize::new(0));
     let bytes = c.store[0].3.clone();
     let count = bytes.len();
     let owner = Again { bytes, made: Arc::clone(&made) };
     store.insert_weight("w0", Format::Q8_0, vec![8, 32], Bytes::new(Arc::new(owner), 0..count).unwrap()).unwrap();
-    let [mut exact, mut whole] = [0, 1].map(|_| device.compile(plan(c.g.clone(), &|_| false).unwrap()).unwrap());
-    whole.set_precision(Precision::Int8);
+    let mut exact = device.compile(plan(c.g.clone(), &|_| false).unwrap()).unwrap();
     let want = exact.run(&mut store, &c.env.bindings, &c.inputs).unwrap();
     let rounded = whole.run(&mut store, &c.env.bindings, &c.inputs).unwrap();
     let times = made.load(Ordering::SeqCst);
@@ -227,14 +247,11 @@ fn large_weights_are_let_go_while_they_are_repacked() {
     let choices = c.i(rows(&[1]), (0..N as i32).map(|i| i % 2).collect());
     let y = c.g.push(GroupedLinear, &[x, w, choices]).unwrap();
     c.out(y);
-    let device = CpuDevice::new(CpuOptions { threads: 2, isa: None }).unwrap();
-    let mut store = c.fill(&device);
+    let (_device, mut store, mut executable) = compiled(&c);
     let (_, format, shape, bytes) = c.store[0].clone();
     let (count, parts) = (bytes.len(), Arc::default());
     let owner = Noted { bytes: bytes.clone(), parts: Arc::clone(&parts) };
     store.insert_weight("w0", format, shape, Bytes::new(Arc::new(owner), 0..count).unwrap()).unwrap();
-    let mut executable = device.compile(plan(c.g.clone(), &|_| false).unwrap()).unwrap();
-    executable.set_precision(Precision::Int8);
     let run = executable.run(&mut store, &c.env.bindings, &c.inputs).unwrap();
     let parts = parts.lock().unwrap().clone();
     assert!(parts.len() >= 4 && parts.iter().all(|part| part.len() < 10 << 20), "{parts:?}");

@@ -5,4 +5,5 @@ mod int8;
 mod model;
 mod ops;
 mod optimizer;
+mod products;
 mod refusals;

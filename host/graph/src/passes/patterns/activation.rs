@@ -16,29 +16,29 @@ pub fn activation(g: &Graph) -> Result<Graph> {
     rebuild(g, |new, id, inputs| {
         let node = g.node(id);
         // The product of the new graph that the node's input `i` became, if the node may take it over.
-        let product = |new: &Graph, i: usize| -> Option<(op::Linear, Vec<NodeId>)> {
+        let product = |new: &Graph, i: usize| -> Option<(Op, Vec<NodeId>)> {
             let (old, image) = (node.inputs[i], new.node(inputs[i]));
             let single = uses[old.index()] == 1 && g.ty(old) == node.ty();
-            match &image.op {
-                Op::Linear(l) if single && !l.addend => Some((l.clone(), image.inputs.clone())),
-                _ => None,
-            }
+            single.then(|| (image.op.clone(), image.inputs.clone()))
         };
         match &node.op {
-            Op::Unary(op::Unary(f)) if is_activation(*f) => match product(new, 0) {
-                Some((l, operands)) if l.activation.is_none() => {
-                    new.push(op::Linear { activation: Some(*f), ..l }, &operands).map(Some)
+            Op::Unary(op::Unary(f)) if is_activation(*f) => {
+                let Some((mut op, operands)) = product(new, 0) else { return Ok(None) };
+                match epilogue(&mut op) {
+                    Some((activation @ None, false)) => *activation = Some(*f),
+                    _ => return Ok(None),
                 }
-                _ => Ok(None),
-            },
+                new.push(op, &operands).map(Some)
+            }
             Op::Binary(op::Binary(BinaryOp::Add)) => {
                 for (side, other) in [(0, 1), (1, 0)] {
-                    if let Some((l, mut operands)) = product(new, side)
-                        && l.activation.is_some()
+                    if let Some((mut op, mut operands)) = product(new, side)
+                        && let Some((Some(_), addend @ false)) = epilogue(&mut op)
                         && g.ty(node.inputs[other]) == node.ty()
                     {
+                        *addend = true;
                         operands.push(inputs[other]);
-                        return new.push(op::Linear { addend: true, ..l }, &operands).map(Some);
+                        return new.push(op, &operands).map(Some);
                     }
                 }
                 Ok(None)
@@ -46,6 +46,15 @@ pub fn activation(g: &Graph) -> Result<Graph> {
             _ => Ok(None),
         }
     })
+}
+
+/// Activation and addend of a product that may have both.
+fn epilogue(op: &mut Op) -> Option<(&mut Option<UnaryOp>, &mut bool)> {
+    match op {
+        Op::Linear(l) => Some((&mut l.activation, &mut l.addend)),
+        Op::LowRankLinear(l) if !l.backward => Some((&mut l.activation, &mut l.addend)),
+        _ => None,
+    }
 }
 
 /// What networks put after a layer; other functions stay with the elementwise programs around them.

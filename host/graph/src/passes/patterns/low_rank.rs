@@ -72,6 +72,7 @@ impl Product {
             alpha: self.alpha,
             factor: low.alpha,
             bias: bias.is_some(),
+            activation: None,
             addend: addend.is_some(),
         };
         let inputs: Vec<NodeId> = [self.x, self.w, low.x, low.w].into_iter().chain(bias).chain(addend).collect();
