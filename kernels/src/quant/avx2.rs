@@ -6,7 +6,7 @@ use half::{bf16, f16};
 
 use super::Decoder;
 use super::levels::NF4;
-use super::planes::{self, Planes};
+use super::planes::{self, Planes, Scales};
 use crate::format::Format;
 
 pub(super) fn decoder(format: Format) -> Decoder {
@@ -206,7 +206,7 @@ impl<P: Planes> Values for P {
         // SAFETY: a block.
         let levels = unsafe { P::levels(src, part) };
         let halves = [_mm256_castsi256_si128(levels), _mm256_extracti128_si256::<1>(levels)];
-        let scales = P::of_part(scales, part);
+        let scales = scales.of_part(part);
         [0, 1, 2, 3].map(|i| {
             let (levels, (d, m)) = (halves[i / 2], scales[i / 2]);
             let levels = if i % 2 == 0 { levels } else { _mm_unpackhi_epi64(levels, levels) };

@@ -11,7 +11,7 @@ use half::{bf16, f16};
 
 use super::Decoder;
 use super::levels::{IQ4_NL, NF4};
-use super::planes::{self, Planes};
+use super::planes::{self, Planes, Scales};
 use crate::format::Format;
 
 pub(super) fn decoder(format: Format) -> Decoder {
@@ -385,7 +385,7 @@ impl<P: Planes> Values for Long<P> {
     unsafe fn load(src: *const u8, scales: &P::Scales, part: usize) -> [__m512; 2] {
         // SAFETY: a block.
         let levels = unsafe { P::levels(src, part) };
-        let [first, second] = P::of_part(scales, part);
+        let [first, second] = scales.of_part(part);
         // `d q` is exact in single precision, so fusing rounds as the reference does.
         let widen = |levels, (d, m)| {
             _mm512_fmadd_ps(_mm512_set1_ps(d), _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(levels)), _mm512_set1_ps(m))

@@ -15,20 +15,23 @@ pub(crate) trait Planes {
     const FORMAT: Format;
 
     /// All scales and minima of a block.
-    type Scales: Copy;
+    type Scales: Scales;
 
     /// # Safety
     /// AVX2, FMA and F16C; `src` is valid for a block, at any alignment.
     unsafe fn scales(src: *const u8) -> Self::Scales;
-
-    /// Scale and minimum of the two halves of part `part` (of 32 values). A minimum of negative zero keeps the sign of zeros.
-    fn of_part(scales: &Self::Scales, part: usize) -> [(f32, f32); 2];
 
     /// The 32 levels of part `part`.
     ///
     /// # Safety
     /// As [`Planes::scales`], and the part is one of the block's.
     unsafe fn levels(src: *const u8, part: usize) -> __m256i;
+}
+
+/// The scales and minima of a block.
+pub(crate) trait Scales: Copy {
+    /// Scale and minimum of the two halves of part `part` (of 32 values). A minimum of negative zero keeps the sign of zeros.
+    fn of_part(&self, part: usize) -> [(f32, f32); 2];
 }
 
 pub(crate) struct Q8_0;
@@ -117,11 +120,6 @@ macro_rules! short_block {
             }
 
             #[inline]
-            fn of_part(&scales: &(f32, f32), _part: usize) -> [(f32, f32); 2] {
-                [scales; 2]
-            }
-
-            #[inline]
             #[target_feature(enable = "avx2,fma,f16c")]
             unsafe fn levels($at: *const u8, _part: usize) -> __m256i {
                 // SAFETY: a block.
@@ -151,17 +149,33 @@ pub(crate) struct Groups<const COUNT: usize> {
     m: [f32; COUNT],
 }
 
-impl Groups<16> {
+impl Scales for Groups<16> {
     #[inline]
     fn of_part(&self, part: usize) -> [(f32, f32); 2] {
         [(self.d[2 * part], self.m[2 * part]), (self.d[2 * part + 1], self.m[2 * part + 1])]
     }
 }
 
-impl Groups<8> {
+impl Scales for Groups<8> {
     #[inline]
     fn of_part(&self, part: usize) -> [(f32, f32); 2] {
         [(self.d[part], self.m[part]); 2]
+    }
+}
+
+/// One scale and minimum for all.
+impl Scales for (f32, f32) {
+    #[inline]
+    fn of_part(&self, _part: usize) -> [(f32, f32); 2] {
+        [*self; 2]
+    }
+}
+
+/// Scales of 16 groups of 16, and no minima.
+impl Scales for [f32; 16] {
+    #[inline]
+    fn of_part(&self, part: usize) -> [(f32, f32); 2] {
+        [(self[2 * part], -0.0), (self[2 * part + 1], -0.0)]
     }
 }
 
@@ -232,11 +246,6 @@ impl Planes for Q2K {
     }
 
     #[inline]
-    fn of_part(scales: &Groups<16>, part: usize) -> [(f32, f32); 2] {
-        scales.of_part(part)
-    }
-
-    #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn levels(src: *const u8, part: usize) -> __m256i {
         // SAFETY: an 84-byte block.
@@ -257,11 +266,6 @@ impl Planes for Q3K {
         let scale = |low: u32, high: u32| (low_bits(low, 15) | low_bits(high, 3) << 4) as i32;
         let scales = _mm_setr_epi32(scale(a, high), scale(b, high >> 2), scale(a >> 4, high >> 4), scale(b >> 4, high >> 6));
         scaled_16(d, _mm_sub_epi8(scales, _mm_set1_epi8(32)))
-    }
-
-    #[inline]
-    fn of_part(scales: &[f32; 16], part: usize) -> [(f32, f32); 2] {
-        [(scales[2 * part], -0.0), (scales[2 * part + 1], -0.0)]
     }
 
     #[inline]
@@ -287,11 +291,6 @@ impl Planes for Q4K {
     }
 
     #[inline]
-    fn of_part(scales: &Groups<8>, part: usize) -> [(f32, f32); 2] {
-        scales.of_part(part)
-    }
-
-    #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn levels(src: *const u8, part: usize) -> __m256i {
         // SAFETY: a 144-byte block.
@@ -309,11 +308,6 @@ impl Planes for Q5K {
     unsafe fn scales(src: *const u8) -> Groups<8> {
         // SAFETY: a 176-byte block.
         unsafe { six_bit_groups(src) }
-    }
-
-    #[inline]
-    fn of_part(scales: &Groups<8>, part: usize) -> [(f32, f32); 2] {
-        scales.of_part(part)
     }
 
     #[inline]
@@ -337,11 +331,6 @@ impl Planes for Q6K {
         // SAFETY: a 210-byte block.
         let (d, scales) = unsafe { (half(src.add(208)), _mm_loadu_si128(src.add(192).cast())) };
         scaled_16(d, scales)
-    }
-
-    #[inline]
-    fn of_part(scales: &[f32; 16], part: usize) -> [(f32, f32); 2] {
-        [(scales[2 * part], -0.0), (scales[2 * part + 1], -0.0)]
     }
 
     #[inline]
