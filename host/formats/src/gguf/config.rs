@@ -275,55 +275,66 @@ fn longrope(meta: &Metadata<'_>, theta: f64) -> Result<Json> {
     Ok(rope)
 }
 
+/// Sizes that every model has, under its names for width, inner width, layers and heads.
+fn sizes(meta: &Metadata<'_>, names: [&str; 4]) -> Result<Map<String, Json>> {
+    let keys = ["embedding_length", "feed_forward_length", "block_count", "attention.head_count"];
+    names.into_iter().zip(keys).map(|(name, key)| Ok((name.to_string(), json!(meta.integer(key)?)))).collect()
+}
+
+/// `sizes` and the keys of `others`, an object.
+fn with(mut sizes: Map<String, Json>, others: Json) -> Map<String, Json> {
+    if let Json::Object(others) = others {
+        sizes.extend(others);
+    }
+    sizes
+}
+
 fn gpt2(meta: &Metadata<'_>) -> Result<Map<String, Json>> {
-    let config = json!({
-        "n_embd": meta.integer("embedding_length")?,
-        "n_inner": meta.integer("feed_forward_length")?,
-        "n_layer": meta.integer("block_count")?,
-        "n_head": meta.integer("attention.head_count")?,
-        "n_positions": meta.rows("position_embd.weight")?,
-        "layer_norm_epsilon": meta.eps("attention.layer_norm_epsilon")?,
-        "activation_function": "gelu_new",
-        "vocab_size": meta.rows("token_embd.weight")?,
-        "tie_word_embeddings": !meta.has("output.weight"),
-    });
-    Ok(config.as_object().cloned().unwrap_or_default())
+    let sizes = sizes(meta, ["n_embd", "n_inner", "n_layer", "n_head"])?;
+    Ok(with(
+        sizes,
+        json!({
+            "n_positions": meta.rows("position_embd.weight")?,
+            "layer_norm_epsilon": meta.eps("attention.layer_norm_epsilon")?,
+            "activation_function": "gelu_new",
+            "vocab_size": meta.rows("token_embd.weight")?,
+            "tie_word_embeddings": !meta.has("output.weight"),
+        }),
+    ))
 }
 
 fn chatglm(meta: &Metadata<'_>) -> Result<Map<String, Json>> {
-    let hidden = meta.integer("embedding_length")?;
+    let sizes = sizes(meta, ["hidden_size", "ffn_hidden_size", "num_layers", "num_attention_heads"])?;
     let (heads, groups) = meta.heads()?;
-    let config = json!({
-        "hidden_size": hidden,
-        "ffn_hidden_size": meta.integer("feed_forward_length")?,
-        "num_layers": meta.integer("block_count")?,
-        "num_attention_heads": heads,
-        "kv_channels": meta.optional("attention.key_length").unwrap_or(hidden / heads),
-        "multi_query_attention": true,
-        "multi_query_group_num": groups,
-        "layernorm_epsilon": meta.eps("attention.layer_norm_rms_epsilon")?,
-        "rmsnorm": true,
-        "add_qkv_bias": meta.has("blk.0.attn_qkv.bias"),
-        "add_bias_linear": meta.has("blk.0.attn_output.bias"),
-        "seq_length": meta.integer("context_length")?,
-        "rope_ratio": meta.float("rope.freq_base").unwrap_or(10_000.0) / 10_000.0,
-        "padded_vocab_size": meta.rows("token_embd.weight")?,
-        "tie_word_embeddings": false,
-    });
-    Ok(config.as_object().cloned().unwrap_or_default())
+    let head_dim = meta.integer("embedding_length")? / heads;
+    Ok(with(
+        sizes,
+        json!({
+            "kv_channels": meta.optional("attention.key_length").unwrap_or(head_dim),
+            "multi_query_attention": true,
+            "multi_query_group_num": groups,
+            "layernorm_epsilon": meta.eps("attention.layer_norm_rms_epsilon")?,
+            "rmsnorm": true,
+            "add_qkv_bias": meta.has("blk.0.attn_qkv.bias"),
+            "add_bias_linear": meta.has("blk.0.attn_output.bias"),
+            "seq_length": meta.integer("context_length")?,
+            "rope_ratio": meta.float("rope.freq_base").unwrap_or(10_000.0) / 10_000.0,
+            "padded_vocab_size": meta.rows("token_embd.weight")?,
+            "tie_word_embeddings": false,
+        }),
+    ))
 }
 
 fn bert(meta: &Metadata<'_>) -> Result<Map<String, Json>> {
-    let config = json!({
-        "hidden_size": meta.integer("embedding_length")?,
-        "intermediate_size": meta.integer("feed_forward_length")?,
-        "num_hidden_layers": meta.integer("block_count")?,
-        "num_attention_heads": meta.integer("attention.head_count")?,
-        "layer_norm_eps": meta.eps("attention.layer_norm_epsilon")?,
-        "hidden_act": "gelu",
-        "max_position_embeddings": meta.rows("position_embd.weight")?,
-        "type_vocab_size": meta.rows("token_types.weight")?,
-        "vocab_size": meta.rows("token_embd.weight")?,
-    });
-    Ok(config.as_object().cloned().unwrap_or_default())
+    let sizes = sizes(meta, ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"])?;
+    Ok(with(
+        sizes,
+        json!({
+            "layer_norm_eps": meta.eps("attention.layer_norm_epsilon")?,
+            "hidden_act": "gelu",
+            "max_position_embeddings": meta.rows("position_embd.weight")?,
+            "type_vocab_size": meta.rows("token_types.weight")?,
+            "vocab_size": meta.rows("token_embd.weight")?,
+        }),
+    ))
 }
