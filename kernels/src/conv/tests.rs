@@ -16,38 +16,29 @@ fn shapes() -> Vec<Conv> {
         pad_hi: [1, 1],
         dilation: [1, 1],
     };
+    let bare = Conv { pad_lo: [0, 0], pad_hi: [0, 0], ..plain };
+    // Over a sequence, with as many zeros before it as after it.
+    let sequence = |input, weights: usize, zeros| Conv {
+        input: [1, input],
+        kernel: [1, weights],
+        pad_lo: [0, zeros],
+        pad_hi: [0, zeros],
+        ..plain
+    };
     vec![
         plain,
-        Conv { pad_lo: [0, 0], pad_hi: [0, 0], ..plain },
+        bare,
         Conv { batch: 5, stride: [2, 3], pad_lo: [2, 1], pad_hi: [2, 1], ..plain },
         Conv { dilation: [2, 3], pad_lo: [3, 2], pad_hi: [3, 2], ..plain },
         Conv { stride: [2, 1], pad_lo: [0, 2], pad_hi: [1, 0], ..plain },
         // Filters that see nothing but padding at some places.
         Conv { input: [2, 1], kernel: [3, 2], pad_lo: [4, 3], pad_hi: [4, 3], dilation: [2, 1], stride: [1, 2], ..plain },
-        Conv { kernel: [1, 1], pad_lo: [0, 0], pad_hi: [0, 0], batch: 2, ..plain },
-        Conv { kernel: [1, 1], stride: [2, 2], pad_lo: [0, 0], pad_hi: [0, 0], ..plain },
+        Conv { kernel: [1, 1], batch: 2, ..bare },
+        Conv { kernel: [1, 1], stride: [2, 2], ..bare },
         Conv { groups: 3, in_channels: 6, out_channels: 9, batch: 2, ..plain },
         // Depthwise and causal over a sequence, as in state-space models.
-        Conv {
-            groups: 8,
-            in_channels: 8,
-            out_channels: 8,
-            input: [1, 50],
-            kernel: [1, 4],
-            pad_lo: [0, 3],
-            pad_hi: [0, 0],
-            ..plain
-        },
-        Conv {
-            in_channels: 20,
-            out_channels: 40,
-            input: [1, 301],
-            kernel: [1, 5],
-            stride: [1, 2],
-            pad_lo: [0, 2],
-            pad_hi: [0, 2],
-            ..plain
-        },
+        Conv { groups: 8, in_channels: 8, out_channels: 8, pad_hi: [0, 0], ..sequence(50, 4, 3) },
+        Conv { in_channels: 20, out_channels: 40, stride: [1, 2], ..sequence(301, 5, 2) },
         Conv { in_channels: 16, out_channels: 33, input: [20, 24], batch: 3, ..plain },
         Conv { in_channels: 0, ..plain },
         Conv { out_channels: 0, ..plain },
@@ -129,7 +120,7 @@ fn large_images_are_folded_some_channels_at_a_time() {
 #[test]
 #[should_panic(expected = "a filter is larger than the padded image")]
 fn filters_larger_than_the_image_are_refused() {
-    Conv { input: [2, 9], pad_lo: [0, 0], pad_hi: [0, 0], ..shapes()[0] }.output();
+    Conv { input: [2, 9], ..shapes()[1] }.output();
 }
 
 #[test]
