@@ -12,6 +12,9 @@
 //! as fit `FOLDED` values. Filters of one value need no unfolding. Tensors are `[batch, channels, height, width]` and weights
 //! `[out, in / groups, height, width]`, as in PyTorch; what is padded is zero.
 //!
+//! Rejected: tiles that read a padded image as it lies, for each weight of a filter in turn, in 200 lines. 64 filters of 3 by 3 over 64 channels of
+//! 56 by 56 took 0.83 ms instead of 0.88 in the matrix unit and 0.85 instead of 0.87 without, longer sequences 10% more time.
+//!
 //! All outputs are overwritten. Error is that of [`crate::gemm`] over the values that an element sums; results are bitwise the same
 //! for any number of threads.
 
@@ -23,11 +26,12 @@ mod unfold;
 
 use crate::gemm::blocked::{Out, Sizes, blocked, run};
 use crate::gemm::kernel::Epilogue;
-use crate::gemm::pack::Panels;
+use crate::gemm::pack::{GROUP, Panels};
 use crate::gemm::scratch::with_scratch;
 use crate::gemm::{MatRef, gemm};
+use crate::lora::Second;
 use crate::pool::{Disjoint, Pool};
-use unfold::{Unfold, fold};
+use unfold::Taps;
 
 /// Values of an unfolded gradient that exist at a time, unless those of one channel are more.
 const FOLDED: usize = 1 << 20;
@@ -141,29 +145,25 @@ pub fn conv2d(pool: &Pool, conv: &Conv, x: &[f32], w: &[f32], bias: Option<&[f32
         return;
     }
     let images = conv.batch * conv.groups;
-    let y = Disjoint::new(y);
+    let (y, taps) = (Disjoint::new(y), Taps::new(conv));
+    // A bias is a product of rank one with them, added to each tile.
+    let ones = vec![1.0; if bias.is_some() { places.next_multiple_of(GROUP) } else { 0 }];
     run(pool, images < 2 * pool.threads(), images, &|index| {
         let group = index % conv.groups;
         let out = y.after(index * y_len);
-        // SAFETY: each image and group has a part of the output to itself.
-        let part = unsafe { out.slice(0, y_len) };
-        // The product adds to what is there, which is the bias.
-        for (o, plane) in part.chunks_exact_mut(places).enumerate() {
-            plane.fill(bias.map_or(0.0, |bias| bias[group * sizes.m + o]));
-        }
+        let bias = bias.map(|bias| &bias[group * sizes.m..][..sizes.m]);
         if sizes.k == 0 {
-            return;
+            // SAFETY: each image and group has a part of the output to itself.
+            let planes = unsafe { out.slice(0, y_len) }.chunks_exact_mut(places);
+            return planes.enumerate().for_each(|(o, plane)| plane.fill(bias.map_or(0.0, |bias| bias[o])));
         }
         let filters = MatRef::new(&w[group * w_len..][..w_len], sizes.k);
-        let unfold = Unfold::new(conv, &x[index * x_len..][..x_len]);
-        let panels = if conv.is_plain() {
-            Panels::Dense(MatRef::new(&x[index * x_len..][..x_len], places))
-        } else {
-            Panels::Made(&unfold)
-        };
-        let beta = f32::from(u8::from(bias.is_some()));
-        let epilogue = Epilogue { alpha: 1.0, beta, bias: None, addend: None };
-        blocked(pool, sizes, filters.into(), panels, Out::Plain(out, places), epilogue, None);
+        let image = &x[index * x_len..][..x_len];
+        let unfold = taps.of(image);
+        let panels = if conv.is_plain() { Panels::Dense(MatRef::new(image, places)) } else { unfold.panels() };
+        let epilogue = Epilogue { alpha: 1.0, beta: 0.0, bias: None, addend: None };
+        let bias = bias.map(|bias| Second::new(1.0, 1, MatRef::new(bias, 1), &ones));
+        blocked(pool, sizes, filters.into(), panels, Out::Plain(out, places), epilogue, bias.as_ref());
     });
 }
 
@@ -177,7 +177,7 @@ pub fn conv2d_dx(pool: &Pool, conv: &Conv, dy: &[f32], w: &[f32], dx: &mut [f32]
     let [x_len, w_len, y_len] = conv.parts();
     let (places, plane) = (conv.places(), conv.input[0] * conv.input[1]);
     let (inputs, outputs) = (conv.in_channels / conv.groups, conv.out_channels / conv.groups);
-    let taps = conv.kernel[0] * conv.kernel[1];
+    let (taps, meets) = (conv.kernel[0] * conv.kernel[1], Taps::new(conv));
     if x_len == 0 {
         return;
     }
@@ -199,7 +199,7 @@ pub fn conv2d_dx(pool: &Pool, conv: &Conv, dy: &[f32], w: &[f32], dx: &mut [f32]
                 pool.run(count, &|channel| {
                     // SAFETY: each channel of each image has a plane of its own.
                     let plane = unsafe { dx.slice(index * x_len + (first + channel) * plane, plane) };
-                    fold(conv, &rows[channel * taps * places..][..taps * places], plane);
+                    meets.fold(&rows[channel * taps * places..][..taps * places], plane);
                 });
             }
         });
@@ -219,18 +219,15 @@ pub fn conv2d_dw(pool: &Pool, conv: &Conv, dy: &[f32], x: &[f32], dw: &mut [f32]
     if w_len == 0 || conv.batch == 0 {
         return dw.fill(0.0);
     }
-    let dw = Disjoint::new(dw);
+    let (dw, taps) = (Disjoint::new(dw), Taps::new(conv));
     run(pool, conv.groups < 2 * pool.threads(), conv.groups, &|group| {
         for image in 0..conv.batch {
             let index = image * conv.groups + group;
             let dy = MatRef::new(&dy[index * y_len..][..y_len], places);
             let image_part = &x[index * x_len..][..x_len];
-            let unfold = Unfold::new(conv, image_part);
-            let panels = if conv.is_plain() {
-                Panels::Dense(MatRef::new(image_part, places).transposed())
-            } else {
-                Panels::MadeTransposed(&unfold)
-            };
+            let unfold = taps.of(image_part);
+            let panels =
+                if conv.is_plain() { Panels::Dense(MatRef::new(image_part, places).transposed()) } else { unfold.transposed() };
             let beta = f32::from(u8::from(image > 0));
             let out = Out::Plain(dw.after(group * w_len), sizes.n);
             let epilogue = Epilogue { alpha: 1.0, beta, bias: None, addend: None };

@@ -40,6 +40,11 @@ fn shapes() -> Vec<Conv> {
         Conv { groups: 8, in_channels: 8, out_channels: 8, pad_hi: [0, 0], ..sequence(50, 4, 3) },
         Conv { in_channels: 20, out_channels: 40, stride: [1, 2], ..sequence(301, 5, 2) },
         Conv { in_channels: 16, out_channels: 33, input: [20, 24], batch: 3, ..plain },
+        // Lines of the output as long as those of the image, at odd distances and with zeros on one side alone.
+        Conv { dilation: [2, 2], pad_lo: [2, 4], pad_hi: [0, 0], ..plain },
+        Conv { kernel: [2, 5], pad_lo: [5, 0], pad_hi: [1, 4], ..plain },
+        // Filters far from each other, of which whole lines meet the image.
+        Conv { kernel: [9, 8], stride: [4, 4], input: [30, 41], pad_lo: [3, 5], pad_hi: [2, 9], batch: 2, ..plain },
         Conv { in_channels: 0, ..plain },
         Conv { out_channels: 0, ..plain },
         Conv { batch: 0, ..plain },

@@ -127,6 +127,13 @@ impl<'a> Panels<'a> {
         }
         with_scratch(columns.min(cols.next_multiple_of(GROUP)) * k, |floats| {
             for (first, part) in parts {
+                if let Panels::Made(b) = self {
+                    // Rows are split from where they are made.
+                    let rows = floats.chunks_exact_mut(part.cols).take(k);
+                    rows.enumerate().for_each(|(p, row)| b.stretch(part.k0 + p, part.j0, row));
+                    split_panels(kernels, split, floats, part.cols, 1, part, &mut out[kernels.room(k, first)..]);
+                    continue;
+                }
                 self.pack_some(kernels, part, floats);
                 split_panels(kernels, split, floats, kernels.nr, k, part, &mut out[kernels.room(k, first)..]);
             }

@@ -170,7 +170,7 @@ fn both(
             let cols = width.min(n - j0);
             v.pack(kernels, Part { k0: 0, k: rank, j0, cols }, &mut panels[j0 * rank..][..cols.next_multiple_of(GROUP) * rank]);
         }
-        let second = Second { factor: low.factor, rank, h: MatRef::new(low.h, rank), panels };
+        let second = Second::new(low.factor, rank, MatRef::new(low.h, rank), panels);
         blocked(pool, sizes, MatRef::new(x, k).into(), w, out, epilogue, Some(&second));
     });
 }
@@ -185,7 +185,12 @@ pub(crate) struct Second<'a> {
     panels: &'a [f32],
 }
 
-impl Second<'_> {
+impl<'a> Second<'a> {
+    /// `factor h V`, with `h` `[m, rank]` and panels of `V`.
+    pub(crate) fn new(factor: f32, rank: usize, h: MatRef<'a>, panels: &'a [f32]) -> Second<'a> {
+        Second { factor, rank, h, panels }
+    }
+
     /// Adds to the tile of the output at row `i` and column `j`, a multiple of the panels' width.
     ///
     /// # Safety
