@@ -16,6 +16,7 @@ pub(super) struct Tables {
 
 /// The nearest entry by the leading bits of a magnitude, exponent and as much of the mantissa as it takes for a bucket to have at most
 /// one threshold.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "vectors of other processors look up one number at a time"))]
 pub(crate) struct Buckets {
     /// First those of numbers from zero up, then, in the signed map, those of numbers below. The lower 8 bits are the entry at the bucket's
     /// small end, counted from the other end below zero, so that it grows with the magnitude. The upper ones, as many as

@@ -49,11 +49,13 @@ pub(crate) trait Simd: Copy {
     ///
     /// # Safety
     /// `p` is readable for `LANES` halves.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "attention, which reads them, has no vectors elsewhere"))]
     unsafe fn load_f16(self, p: *const u16) -> Self::F;
     /// Loads signed bytes as floats.
     ///
     /// # Safety
     /// `p` is readable for `LANES` bytes.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "attention, which reads them, has no vectors elsewhere"))]
     unsafe fn load_i8(self, p: *const i8) -> Self::F;
     /// `table[codes[i]]`.
     ///

@@ -13,6 +13,7 @@ mod scalar;
 #[cfg(test)]
 mod tests;
 
+#[cfg(any(test, target_arch = "x86_64"))]
 use crate::isa::Isa;
 use crate::pool::Pool;
 
