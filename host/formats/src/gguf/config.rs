@@ -291,50 +291,44 @@ fn with(mut sizes: Map<String, Json>, others: Json) -> Map<String, Json> {
 
 fn gpt2(meta: &Metadata<'_>) -> Result<Map<String, Json>> {
     let sizes = sizes(meta, ["n_embd", "n_inner", "n_layer", "n_head"])?;
-    Ok(with(
-        sizes,
-        json!({
-            "n_positions": meta.rows("position_embd.weight")?,
-            "layer_norm_epsilon": meta.eps("attention.layer_norm_epsilon")?,
-            "activation_function": "gelu_new",
-            "vocab_size": meta.rows("token_embd.weight")?,
-            "tie_word_embeddings": !meta.has("output.weight"),
-        }),
-    ))
+    let others = json!({
+        "n_positions": meta.rows("position_embd.weight")?,
+        "layer_norm_epsilon": meta.eps("attention.layer_norm_epsilon")?,
+        "activation_function": "gelu_new",
+        "vocab_size": meta.rows("token_embd.weight")?,
+        "tie_word_embeddings": !meta.has("output.weight"),
+    });
+    Ok(with(sizes, others))
 }
 
 fn chatglm(meta: &Metadata<'_>) -> Result<Map<String, Json>> {
     let sizes = sizes(meta, ["hidden_size", "ffn_hidden_size", "num_layers", "num_attention_heads"])?;
     let (heads, groups) = meta.heads()?;
     let head_dim = meta.integer("embedding_length")? / heads;
-    Ok(with(
-        sizes,
-        json!({
-            "kv_channels": meta.optional("attention.key_length").unwrap_or(head_dim),
-            "multi_query_attention": true,
-            "multi_query_group_num": groups,
-            "layernorm_epsilon": meta.eps("attention.layer_norm_rms_epsilon")?,
-            "rmsnorm": true,
-            "add_qkv_bias": meta.has("blk.0.attn_qkv.bias"),
-            "add_bias_linear": meta.has("blk.0.attn_output.bias"),
-            "seq_length": meta.integer("context_length")?,
-            "rope_ratio": meta.float("rope.freq_base").unwrap_or(10_000.0) / 10_000.0,
-            "padded_vocab_size": meta.rows("token_embd.weight")?,
-            "tie_word_embeddings": false,
-        }),
-    ))
+    let others = json!({
+        "kv_channels": meta.optional("attention.key_length").unwrap_or(head_dim),
+        "multi_query_attention": true,
+        "multi_query_group_num": groups,
+        "layernorm_epsilon": meta.eps("attention.layer_norm_rms_epsilon")?,
+        "rmsnorm": true,
+        "add_qkv_bias": meta.has("blk.0.attn_qkv.bias"),
+        "add_bias_linear": meta.has("blk.0.attn_output.bias"),
+        "seq_length": meta.integer("context_length")?,
+        "rope_ratio": meta.float("rope.freq_base").unwrap_or(10_000.0) / 10_000.0,
+        "padded_vocab_size": meta.rows("token_embd.weight")?,
+        "tie_word_embeddings": false,
+    });
+    Ok(with(sizes, others))
 }
 
 fn bert(meta: &Metadata<'_>) -> Result<Map<String, Json>> {
     let sizes = sizes(meta, ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"])?;
-    Ok(with(
-        sizes,
-        json!({
-            "layer_norm_eps": meta.eps("attention.layer_norm_epsilon")?,
-            "hidden_act": "gelu",
-            "max_position_embeddings": meta.rows("position_embd.weight")?,
-            "type_vocab_size": meta.rows("token_types.weight")?,
-            "vocab_size": meta.rows("token_embd.weight")?,
-        }),
-    ))
+    let others = json!({
+        "layer_norm_eps": meta.eps("attention.layer_norm_epsilon")?,
+        "hidden_act": "gelu",
+        "max_position_embeddings": meta.rows("position_embd.weight")?,
+        "type_vocab_size": meta.rows("token_types.weight")?,
+        "vocab_size": meta.rows("token_embd.weight")?,
+    });
+    Ok(with(sizes, others))
 }
