@@ -191,6 +191,8 @@ impl Gguf {
             }
         }
         refuse_overlaps(path, &tensors)?;
+        // All of the header has been copied; a vocabulary takes megabytes of it.
+        bytes.release(&bytes[..data.min(bytes.len())]);
         Ok(Self { path: path.to_owned(), version, metadata, keys, tensors, names, parts: vec![bytes] })
     }
 }
