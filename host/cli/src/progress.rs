@@ -1,5 +1,6 @@
 //! Progress on standard error, and Ctrl-C.
 
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -7,27 +8,35 @@ use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use swift_train::{Event, Observer, resident_bytes};
 
+/// Exit code of an interrupted run, as shells use for SIGINT.
+const INTERRUPTED: u8 = 130;
+
 /// Whether Ctrl-C was pressed. The second press ends the process at once.
 #[derive(Clone)]
 pub(crate) struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
-    /// Takes over Ctrl-C.
-    pub(crate) fn install() -> Result<Interrupt> {
+    /// Takes over Ctrl-C; `after` says when the program stops.
+    pub(crate) fn install(after: &'static str) -> Result<Interrupt> {
         let pressed = Arc::new(AtomicBool::new(false));
         let flag = pressed.clone();
         ctrlc::set_handler(move || {
             if flag.swap(true, Ordering::SeqCst) {
-                std::process::exit(130);
+                std::process::exit(INTERRUPTED.into());
             }
-            eprintln!("\nstopping after this update; press Ctrl-C again to stop at once without saving");
+            eprintln!("\nstopping after {after}; press Ctrl-C again to stop at once without saving");
         })
         .context("cannot take over Ctrl-C")?;
         Ok(Interrupt(pressed))
     }
 
-    fn pressed(&self) -> bool {
+    pub(crate) fn pressed(&self) -> bool {
         self.0.load(Ordering::SeqCst)
+    }
+
+    /// What a run that stopped for it ends with.
+    pub(crate) fn exit_code() -> ExitCode {
+        ExitCode::from(INTERRUPTED)
     }
 }
 

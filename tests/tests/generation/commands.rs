@@ -1,11 +1,13 @@
 //! `infer --val_dataset`, `perplexity`, `embed` and `bench`.
 
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use swift_data::Scores;
 use swift_formats::Checkpoint;
-use swift_tests::{asset, golden, json as read_json, numbers, rows, swift_host};
+use swift_tests::{Ran, asset, command, golden, json as read_json, numbers, rows, swift_host};
 use swift_train::text_of;
 
 #[test]
@@ -38,6 +40,28 @@ fn datasets_are_answered_into_a_file_of_ms_swifts_shape() {
     }
     assert_eq!(answers[0]["solution"], "7");
     swift_host(dir.path(), &format!("{line} --stream")).refused(&["--stream", "max_batch_size"]);
+}
+
+#[test]
+fn ctrl_c_keeps_the_answers_there_are() {
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 3000);
+    let line =
+        "infer --model swift-tiny --val_dataset rows.jsonl --max_new_tokens 64 --write_batch_size 4 --result_path answers.jsonl";
+    let mut child = command(dir.path(), line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+    let answers = || std::fs::read_to_string(dir.path().join("answers.jsonl")).unwrap_or_default();
+    while answers().lines().count() < 4 {
+        assert!(child.try_wait().unwrap().is_none(), "the program ended before it was interrupted");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let ran = Ran::from(child.wait_with_output().unwrap());
+    assert_eq!(ran.code, Some(130), "{}", ran.stderr);
+    let (answers, said) = (answers(), &ran.stderr);
+    assert!(answers.lines().all(|line| serde_json::from_str::<Value>(line).is_ok_and(|row| row["response"].is_string())));
+    let written = answers.lines().count();
+    assert!(written >= 4 && said.contains(&format!("{written} answers in")), "{written}: {said}");
+    assert!(said.contains(&format!("interrupted before the other {} rows", 3000 - written)), "{said}");
 }
 
 #[test]

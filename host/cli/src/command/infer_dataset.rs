@@ -16,6 +16,7 @@ use swift_train::{TrainConfig, held_out, read_dataset};
 use crate::args::InferArgs;
 use crate::command::infer::{Session, recorded};
 use crate::environment::Environment;
+use crate::progress::Interrupt;
 
 /// Rows at once for `--max_batch_size -1`.
 const MOST_AT_ONCE: usize = 64;
@@ -80,7 +81,9 @@ pub(crate) fn infer_dataset(environment: &Environment, mut session: Session, arg
     }
     let tokenizer = session.text.tokenizer.clone();
     let (mut written, mut finished, mut tokens) = (0, 0, 0u64);
-    while !engine.is_idle() {
+    let interrupt = Interrupt::install("the next tokens")?;
+    let mut stopped = false;
+    while !engine.is_idle() && !stopped {
         let updates: Vec<Update> = engine.step(session.store())?;
         for update in updates {
             let Some(&i) = of.get(&update.request) else { continue };
@@ -104,7 +107,8 @@ pub(crate) fn infer_dataset(environment: &Environment, mut session: Session, arg
         }
         // In the order of the rows, whatever the order of the answers.
         let ready = rows[written..].iter().take_while(|row| row.done).count();
-        if ready >= write_every || engine.is_idle() {
+        stopped = interrupt.pressed();
+        if ready >= write_every || engine.is_idle() || stopped {
             for row in &mut rows[written..written + ready] {
                 writeln!(out, "{}", line(row, logprobs.is_some(), &tokenizer)?).context("cannot write answers")?;
                 row.tokens = Vec::new();
@@ -115,8 +119,12 @@ pub(crate) fn infer_dataset(environment: &Environment, mut session: Session, arg
     }
     bar.finish_and_clear();
     eprintln!("{written} answers in `{}`", path.display());
-    if written < read_rows {
-        eprintln!("{} rows were left out: they are longer than the context", read_rows - written);
+    if rows.len() < read_rows {
+        eprintln!("{} rows were left out: they are longer than the context", read_rows - rows.len());
+    }
+    if stopped && written < rows.len() {
+        eprintln!("interrupted before the other {} rows", rows.len() - written);
+        return Ok(Interrupt::exit_code());
     }
     if let Some(metric) = metric {
         outln!("{}", metric.judge(&rows)?);

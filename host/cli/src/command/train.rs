@@ -8,15 +8,12 @@ use swift_train::{Outcome, Question, Run, RunFolder};
 
 use crate::args::TrainArgs;
 use crate::environment::Environment;
-use crate::progress::{Progress, bytes};
+use crate::progress::{Interrupt, Progress, bytes};
 use crate::settings::{self, Kind};
-
-/// Exit code of an interrupted run, as shells use for SIGINT.
-const INTERRUPTED: u8 = 130;
 
 /// Trains and reports.
 pub(crate) fn train(environment: &Environment, kind: Kind, args: &TrainArgs, question: Question) -> Result<ExitCode> {
-    let interrupt = crate::progress::Interrupt::install()?;
+    let interrupt = Interrupt::install("this update")?;
     let model = args.model.as_deref().unwrap_or(crate::embedded::MODEL_NAME);
     let checkpoint = match kind {
         Kind::Pt { from_scratch: true } => environment.model_config(model)?,
@@ -50,7 +47,7 @@ pub(crate) fn train(environment: &Environment, kind: Kind, args: &TrainArgs, que
         eprintln!("\n{program}\n{table}");
     }
     report(&outcome);
-    Ok(if outcome.summary.interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+    Ok(if outcome.summary.interrupted { Interrupt::exit_code() } else { ExitCode::SUCCESS })
 }
 
 fn describe(run: &Run) {
