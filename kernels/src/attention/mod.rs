@@ -42,6 +42,7 @@ mod tile;
 #[cfg(target_arch = "x86_64")]
 mod tiled;
 
+#[cfg(any(test, target_arch = "x86_64"))]
 use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool};
 use std::ops::Range;

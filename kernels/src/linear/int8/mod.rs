@@ -105,6 +105,10 @@ const KEPT: usize = 1 << 20;
 const AHEAD: usize = 8192;
 
 /// A product of some blocks of one or a pair of panels with rows of activations of one tile, or of whole tiles.
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    expect(dead_code, reason = "the portable product takes one tile and fetches nothing ahead")
+)]
 struct Tile {
     kind: Kind,
     panels: usize,
