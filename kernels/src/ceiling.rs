@@ -22,7 +22,8 @@ pub struct Ceilings {
     /// `f32` multiply-adds, counted as two operations each, per second. With a matrix unit for `bf16`, a sixth of what it does (see
     /// [`crate::gemm`]), if that is more.
     pub flops: f64,
-    /// Products of 8-bit integers and their sums (quadruples in 32 bits with VNNI and in a matrix unit, else pairs in 16), two operations each, per second.
+    /// Products of 8-bit integers and their sums (quadruples in 32 bits with VNNI and in a matrix unit, else pairs in 16), two
+    /// operations each, per second.
     pub int8_ops: f64,
     /// Bytes per second read from memory, past the caches.
     pub read: f64,

@@ -11,8 +11,8 @@ pub(crate) struct Tiles;
 
 /// One register tile: `c = alpha a b + bias + beta d`, where `d` may be `c`.
 ///
-/// Where kernels have a [`Split`], both operands are split for them. Else `a` is packed `[k][rows]` if `a_stride` is zero, else rows of `k` contiguous values, `a_stride` apart;
-/// `b` has `k` rows of `cols` contiguous values, `b_stride` apart.
+/// Where kernels have a [`Split`], both operands are split for them. Else `a` is packed `[k][rows]` if `a_stride` is zero, or rows of
+/// `k` contiguous values, `a_stride` apart; `b` has `k` rows of `cols` contiguous values, `b_stride` apart.
 pub(crate) struct Tile {
     /// 1 to `Kernels::mr`.
     pub(crate) rows: usize,

@@ -82,13 +82,14 @@ pub(crate) fn infer_dataset(environment: &Environment, mut session: Session, arg
     let tokenizer = session.text.tokenizer.clone();
     let (mut written, mut finished, mut tokens) = (0, 0, 0u64);
     let interrupt = Interrupt::install("the next tokens")?;
-    let mut stopped = false;
+    let (mut stopped, mut failed) = (false, None);
     while !engine.is_idle() && !stopped {
         let updates: Vec<Update> = engine.step(session.store())?;
         for update in updates {
             let Some(&i) = of.get(&update.request) else { continue };
             if let Some(failure) = update.failure {
-                bail!("row {}: {failure}", i + 1);
+                failed.get_or_insert((i, failure));
+                continue;
             }
             let row = &mut rows[i];
             row.response.push_str(&update.text);
@@ -107,7 +108,7 @@ pub(crate) fn infer_dataset(environment: &Environment, mut session: Session, arg
         }
         // In the order of the rows, whatever the order of the answers.
         let ready = rows[written..].iter().take_while(|row| row.done).count();
-        stopped = interrupt.pressed();
+        stopped = interrupt.pressed() || failed.is_some();
         if ready >= write_every || engine.is_idle() || stopped {
             for row in &mut rows[written..written + ready] {
                 writeln!(out, "{}", line(row, logprobs.is_some(), &tokenizer)?).context("cannot write answers")?;
@@ -119,6 +120,9 @@ pub(crate) fn infer_dataset(environment: &Environment, mut session: Session, arg
     }
     bar.finish_and_clear();
     eprintln!("{written} answers in `{}`", path.display());
+    if let Some((i, failure)) = failed {
+        bail!("row {}: {failure}", i + 1);
+    }
     if rows.len() < read_rows {
         eprintln!("{} rows were left out: they are longer than the context", read_rows - rows.len());
     }
