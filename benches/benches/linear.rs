@@ -14,7 +14,7 @@ use swift_benches::median;
 use swift_kernels::ceiling::Ceilings;
 use swift_kernels::format::{Format, Weight};
 use swift_kernels::gemm::{MatRef, gemm};
-use swift_kernels::linear::int8::{Panels, linear_int8, quantize_rows, quantized_words, repack, repacked_bytes};
+use swift_kernels::linear::int8::{linear_int8, quantize_rows, quantized_words, repack, repacked_bytes};
 use swift_kernels::linear::{linear, linear_dx};
 use swift_kernels::pages::prefer_huge;
 use swift_kernels::pool::Pool;
@@ -26,7 +26,8 @@ const BUDGET: Duration = Duration::from_millis(100);
 const PAST_CACHE: usize = 1 << 30;
 
 /// What is measured of a weight.
-const WAYS: [&str; 8] = ["f32", "exact", "f32-dx", "dx", "repack", "round", "int8", "past-cache"];
+/// `exact` and `dx` read the blocks of a file; with `panels` they, too, read what `int8` does.
+const WAYS: [&str; 10] = ["f32", "exact", "exact-panels", "f32-dx", "dx", "dx-panels", "repack", "round", "int8", "past-cache"];
 
 /// Rows of activations: one sequence, a few that are decoded together, prompts.
 const ROWS: [usize; 7] = [1, 2, 4, 8, 16, 64, 512];
@@ -101,20 +102,37 @@ impl Bench {
                 }
             }) / some as f64
         };
-        let mut y1 = vec![0.0; n];
-        self.case(&name("exact", 1), bytes.len() as f64, "GB/s", c.read, &mut || {
-            let all = repeated(&bytes, copies);
-            past_cache(&mut |copy| {
-                let w = Weight::new(format, n, k, &all[copy * bytes.len()..][..bytes.len()]);
-                linear(pool, 1, 1.0, &x[..k], &w, None, black_box(&mut y1), 0.0);
-            })
-        });
+        for m in [1, 4, 8] {
+            self.case(&name("exact", m), bytes.len() as f64, "GB/s", c.read, &mut || {
+                let all = repeated(&bytes, copies);
+                past_cache(&mut |copy| {
+                    let w = Weight::new(format, n, k, &all[copy * bytes.len()..][..bytes.len()]);
+                    linear(pool, m, 1.0, &x[..m * k], &w, None, black_box(&mut y[..m * n]), 0.0);
+                })
+            });
+        }
         let Some(len) = repacked_bytes(format, n, k) else { return };
         let mut panels = vec![0; len];
         self.case(&name("repack", n), bytes.len() as f64, "GB/s", c.copy / 2.0, &mut || {
             median(BUDGET, || repack(pool, &weight, black_box(&mut panels)))
         });
         repack(pool, &weight, &mut panels);
+        let weight = Weight::in_panels(format, n, k, &panels);
+        self.case(&name("exact-panels", m), flops(m), "GFLOP/s", c.flops, &mut || {
+            median(BUDGET, || linear(pool, m, 1.0, &x, &weight, None, black_box(&mut y), 0.0))
+        });
+        self.case(&name("dx-panels", m), flops(m), "GFLOP/s", c.flops, &mut || {
+            median(BUDGET, || linear_dx(pool, m, 1.0, &y, &weight, black_box(&mut dx), 0.0))
+        });
+        for m in [1, 4, 8] {
+            self.case(&name("exact-panels", m), bytes.len() as f64, "GB/s", c.read, &mut || {
+                let all = repeated(&panels, copies);
+                past_cache(&mut |copy| {
+                    let w = Weight::in_panels(format, n, k, &all[copy * len..][..len]);
+                    linear(pool, m, 1.0, &x[..m * k], &w, None, black_box(&mut y[..m * n]), 0.0);
+                })
+            });
+        }
         let mut quantized = vec![0; quantized_words(m, k)];
         self.case(&name("round", m), 4.0 * (m * k) as f64, "GB/s", c.read, &mut || {
             median(BUDGET, || quantize_rows(pool, m, k, &x, black_box(&mut quantized)))
@@ -123,7 +141,7 @@ impl Bench {
             self.case(&name("int8", m), flops(m), "GOP/s", c.int8_ops, &mut || {
                 median(BUDGET, || {
                     quantize_rows(pool, m, k, &x[..m * k], &mut quantized);
-                    let w = Panels { format, rows: n, cols: k, data: &panels };
+                    let w = Weight::in_panels(format, n, k, &panels);
                     linear_int8(pool, m, 1.0, &quantized, &w, None, black_box(&mut y[..m * n]), 0.0);
                 })
             });
@@ -133,7 +151,7 @@ impl Bench {
                 let all = repeated(&panels, copies);
                 past_cache(&mut |copy| {
                     quantize_rows(pool, m, k, &x[..m * k], &mut quantized);
-                    let w = Panels { format, rows: n, cols: k, data: &all[copy * len..][..len] };
+                    let w = Weight::in_panels(format, n, k, &all[copy * len..][..len]);
                     linear_int8(pool, m, 1.0, &quantized, &w, None, black_box(&mut y[..m * n]), 0.0);
                 })
             });

@@ -23,6 +23,9 @@
 //! NF4 is that of bitsandbytes, with each block's scale moved beside its nibbles.
 
 use std::fmt;
+use std::ops::Range;
+
+use crate::linear::int8::{PANEL, repacked_bytes};
 
 /// Storage format of a weight matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -152,29 +155,52 @@ impl fmt::Display for Format {
     }
 }
 
-/// A borrowed weight matrix `[rows, cols]`, row-major, blocks along the columns.
+/// How the rows of a weight lie in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Layout {
+    /// One after the other, as in files.
+    #[default]
+    Rows,
+    /// In panels, as [`crate::linear::int8::repack`] writes them.
+    Panels,
+}
+
+/// A borrowed weight matrix `[rows, cols]`, row-major with blocks along the columns, or in panels.
 ///
-/// The bytes come straight out of mapped files, so they may have any alignment.
+/// The bytes may come straight out of mapped files, so they may have any alignment.
 #[derive(Clone, Copy, Debug)]
 pub struct Weight<'a> {
     /// Encoding of `data`.
     pub format: Format,
+    /// Order of `data`.
+    pub layout: Layout,
     /// Output features of a linear layer, or vocabulary of an embedding.
     pub rows: usize,
     /// Input features.
     pub cols: usize,
-    /// Exactly `rows * format.row_bytes(cols)` bytes.
+    /// Exactly `rows * format.row_bytes(cols)` bytes, or [`repacked_bytes`] of the shape.
     pub data: &'a [u8],
 }
 
 impl<'a> Weight<'a> {
-    /// Checks the length of `data` against the shape.
+    /// Rows as in a file; checks the length of `data` against the shape.
     ///
     /// # Panics
     /// When the length is wrong or `cols` is not a whole number of blocks.
     #[track_caller]
     pub fn new(format: Format, rows: usize, cols: usize, data: &'a [u8]) -> Weight<'a> {
-        let weight = Weight { format, rows, cols, data };
+        let weight = Weight { format, layout: Layout::Rows, rows, cols, data };
+        weight.check();
+        weight
+    }
+
+    /// Panels; checks the length of `data` against the shape.
+    ///
+    /// # Panics
+    /// As [`Weight::new`], and when the format has no panels.
+    #[track_caller]
+    pub fn in_panels(format: Format, rows: usize, cols: usize, data: &'a [u8]) -> Weight<'a> {
+        let weight = Weight { format, layout: Layout::Panels, rows, cols, data };
         weight.check();
         weight
     }
@@ -184,9 +210,27 @@ impl<'a> Weight<'a> {
         self.format.row_bytes(self.cols)
     }
 
-    /// Encoded bytes of row `row`.
+    /// Bytes of `rows` rows that follow each other; in panels, of whole panels.
+    #[track_caller]
+    pub(crate) fn bytes_of(&self, rows: usize) -> usize {
+        match self.layout {
+            Layout::Rows => rows.checked_mul(self.row_bytes()).expect("a weight fits into memory"),
+            Layout::Panels => repacked_bytes(self.format, rows, self.cols).expect("the format can be repacked"),
+        }
+    }
+
+    /// Some of the rows; of panels, whole ones but for the last.
+    #[track_caller]
+    pub(crate) fn rows(&self, rows: Range<usize>) -> Weight<'a> {
+        assert!(self.layout == Layout::Rows || rows.start.is_multiple_of(PANEL), "panels are not cut through");
+        let data = &self.data[self.bytes_of(rows.start)..][..self.bytes_of(rows.len())];
+        Weight { rows: rows.len(), data, ..*self }
+    }
+
+    /// Encoded bytes of row `row` of a weight that lies in rows.
     #[track_caller]
     pub fn row(&self, row: usize) -> &'a [u8] {
+        debug_assert_eq!(self.layout, Layout::Rows, "a row of a panel is not contiguous");
         let bytes = self.row_bytes();
         &self.data[row * bytes..][..bytes]
     }
@@ -203,8 +247,7 @@ impl<'a> Weight<'a> {
 
     #[track_caller]
     pub(crate) fn check(&self) {
-        let expected = self.rows.checked_mul(self.row_bytes());
-        assert_eq!(Some(self.data.len()), expected, "weight bytes do not match its shape and format");
+        assert_eq!(self.data.len(), self.bytes_of(self.rows), "weight bytes do not match its shape and format");
     }
 }
 

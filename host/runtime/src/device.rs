@@ -75,6 +75,9 @@ pub trait Executable: Send {
 }
 
 /// Arithmetic of `x Wᵀ` where `W` is a frozen weight in a quantized format.
+///
+/// Either way such weights are repacked by the first run that multiplies with them and stay so in the store
+/// ([`crate::StoreBytes::panels`]), beside their bytes (which a mapped file may drop from memory again).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
     /// That of the decoded weight in f32: what training and evaluation use.
@@ -84,8 +87,7 @@ pub enum Precision {
     /// bound by reading the weight. A row's result does not depend on the other rows of the batch. Error:
     /// [`swift_kernels::linear::int8`].
     ///
-    /// Weights are repacked by the first run that uses them and stay so in the store ([`crate::StoreBytes::panels`]), beside their bytes
-    /// (which a mapped file may drop from memory again). Activations that several layers read one after the other, such as queries,
+    /// Activations that several layers read one after the other, such as queries,
     /// keys and values, are rounded once. Gradients and formats that are not whole numbers times a scale stay exact.
     ///
     /// For generation: `let mut step = device.compile(plan)?; step.set_precision(Precision::Int8);`

@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use swift_kernels::format::Weight;
-use swift_kernels::linear::int8::{self, Panels};
+use swift_kernels::format::{Layout, Weight};
+use swift_kernels::linear::int8;
 use swift_kernels::pool::Pool;
 use swift_kernels::quant;
 
@@ -68,7 +68,7 @@ pub struct StoreBytes {
     pub shared: usize,
     /// Weights in memory of their own: trainable, or converted on insertion.
     pub owned: usize,
-    /// Weights repacked for [`crate::Precision::Int8`], beside their bytes.
+    /// Weights repacked for products, beside their bytes.
     pub panels: usize,
     /// States and caches.
     pub states: usize,
@@ -118,8 +118,8 @@ impl Tensor {
         }
     }
 
-    /// A frozen matrix, or a stack of them, in panels for integer products, repacked on the first call; `None` if it has none.
-    pub(crate) fn panels(&self, pool: &Pool) -> Result<Option<Panels<'_>>> {
+    /// A frozen matrix, or a stack of them with panels for each, repacked on the first call; `None` if it has none.
+    pub(crate) fn panels(&self, pool: &Pool) -> Result<Option<Weight<'_>>> {
         let Storage::Shared(format, bytes, panels) = &self.storage else { return Ok(None) };
         let (format, (count, n, cols)) = match *self.shape.as_slice() {
             [n, cols] => (*format, (1, n, cols)),
@@ -139,7 +139,7 @@ impl Tensor {
                     let range = start..start + rows * row;
                     let size = int8::repacked_bytes(format, rows, cols).unwrap_or(0);
                     let (panels, rest) = out.split_at_mut(size);
-                    int8::repack(pool, &Weight { format, rows, cols, data: &data[range.clone()] }, panels);
+                    int8::repack(pool, &Weight::new(format, rows, cols, &data[range.clone()]), panels);
                     bytes.release_part(range);
                     out = rest;
                 }
@@ -148,7 +148,7 @@ impl Tensor {
             let _ = panels.set(buffer);
         }
         let data = panels.get().map(|buffer| &buffer.as_slice()[..count * len]);
-        Ok(data.map(|data| Panels { format, rows: count * n, cols, data }))
+        Ok(data.map(|data| Weight { format, layout: Layout::Panels, rows: count * n, cols, data }))
     }
 
     /// Whether [`Tensor::panels`] has been called with success.
@@ -493,11 +493,11 @@ impl Store {
         }
     }
 
-    /// Lets the memory of a frozen weight's bytes go, which the device keeps in panels. They may lie elsewhere afterwards.
+    /// Lets the memory of a frozen weight's bytes go, which the device keeps in panels from now on. They may lie elsewhere afterwards.
     pub(crate) fn release(&mut self, name: &str) -> Result<()> {
-        if let Storage::Shared(_, bytes, _) = &mut self.weight_mut(name)?.storage
-            && bytes.release()
-        {
+        if let Storage::Shared(_, bytes, _) = &mut self.weight_mut(name)?.storage {
+            bytes.release();
+            // Programs that were bound before read the panels, too.
             self.revision = Revision::default();
         }
         Ok(())

@@ -40,6 +40,7 @@ use crate::format::Weight;
 use crate::gemm::scratch::with_scratch;
 use crate::gemm::{MatRef, gemm};
 use crate::isa::Isa;
+use crate::linear::int8::Decoded;
 use crate::pool::{Disjoint, Pool};
 use crate::quant::decoder;
 use stream::{Body, Head, Stream};
@@ -133,15 +134,18 @@ pub fn forward(
     let Some(dx) = dx_unit else { return };
     let compact = &mut dx[..rows.len() * d];
     if at_once {
-        let decode = decoder(isa, w.format);
+        let (decode, repacked) = (decoder(isa, w.format), Decoded::new(isa, w));
         pool.run_pieces(compact, d, |index, dx| {
             let (state, row) = (&states[index], rows[index]);
             let gradient = scalar::Gradient::new(spec, vocab, lse[row], 1.0);
             let scale = (f64::from(gradient.probability) / state.sum) as f32;
             let hit = gradient.target(state.hit);
             with_scratch(d, |target| {
-                // SAFETY: a row of the weight encodes `d` values; the decoder suits the pool's level.
-                unsafe { decode(w.row(targets[row] as usize).as_ptr(), d, target.as_mut_ptr()) };
+                match &repacked {
+                    Some(w) => w.row(targets[row] as usize, target),
+                    // SAFETY: a row of the weight encodes `d` values; the decoder suits the pool's level.
+                    None => unsafe { decode(w.row(targets[row] as usize).as_ptr(), d, target.as_mut_ptr()) },
+                }
                 dx.iter_mut().zip(target).for_each(|(dx, w)| *dx = *dx * scale + hit * *w);
             });
         });

@@ -18,7 +18,6 @@ use crate::gemm::kernel::{Kernels, Tile, kernels_for};
 use crate::gemm::pack::{COLUMNS, GROUP, Panels, Part, pack_a};
 use crate::gemm::scratch::with_scratch;
 use crate::pool::{Disjoint, Pool};
-use crate::quant::decoder;
 
 /// Values of one packing of a tile of the weight: with the other one 1.2 MB, half of a large L2.
 const TILE_VALUES: usize = 36 * 4096;
@@ -119,16 +118,7 @@ impl<'a, const H: usize> Stream<'a, H> {
         };
         let packed = heads.map(|Head { w, .. }| {
             let d = w.cols;
-            let (forward, back) = match w.floats() {
-                Some(data) => {
-                    let rows = MatRef::new(data, d);
-                    (Panels::Dense(rows.transposed()), Panels::Dense(rows))
-                }
-                None => {
-                    let decode = decoder(pool.isa(), w.format);
-                    (Panels::Transposed(*w, decode), Panels::Straight(*w, decode))
-                }
-            };
+            let (forward, back) = (Panels::transposed(pool.isa(), w), Panels::straight(pool.isa(), w));
             let kc = d.div_ceil(d.div_ceil(KC).max(1)).next_multiple_of(forward.units().0);
             let weight = [(); 2].map(|()| [take(packed_len(width, d)), take(packed_len(d, width))]);
             Packed { d, kc, forward, back, x: take(packed_len(rows.len(), d)), logits: take(rows.len() * width), weight }

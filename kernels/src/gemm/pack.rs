@@ -11,11 +11,14 @@
 //! prefetches, and in multiples of [`GROUP`] columns, one quantization block, so
 //! that a weight that is read along its columns decodes block by block.
 
+mod repacked;
+
 use super::kernel::{Kernels, Split, Transpose};
 use super::operand::{Halves, MatRef, Operand, Source};
 use super::scratch::with_scratch;
 use crate::format::Weight;
 use crate::isa::Isa;
+use crate::linear::int8::Decoded;
 use crate::quant::{Decoder, decoder};
 
 /// A multiple of every `nr` and of every block length; packed columns are padded to it.
@@ -44,6 +47,10 @@ pub(crate) enum Panels<'a> {
     Transposed(Weight<'a>, Decoder),
     /// A weight `[k, n]` as it is: the gradient of a linear layer's input.
     Straight(Weight<'a>, Decoder),
+    /// As `Transposed`, of a weight that was repacked.
+    RepackedTransposed(Decoded<'a>),
+    /// As `Straight`, of a weight that was repacked.
+    RepackedStraight(Decoded<'a>),
     /// A matrix that does not exist but while it is packed.
     Made(&'a dyn Rows),
     /// The transpose of such a matrix.
@@ -77,17 +84,19 @@ impl<'a> Panels<'a> {
 
     /// A weight as the right operand of a linear layer; floats and halves are taken as they are.
     pub(crate) fn transposed(isa: Isa, w: &Weight<'a>) -> Panels<'a> {
-        match Operand::of_weight(w) {
-            Some(b) => Panels::of(isa, b.transposed()),
-            None => Panels::Transposed(*w, decoder(isa, w.format)),
+        match (Operand::of_weight(w), Decoded::new(isa, w)) {
+            (Some(b), _) => Panels::of(isa, b.transposed()),
+            (_, Some(w)) => Panels::RepackedTransposed(w),
+            _ => Panels::Transposed(*w, decoder(isa, w.format)),
         }
     }
 
     /// A weight as the right operand of the gradient in a linear layer's input.
     pub(crate) fn straight(isa: Isa, w: &Weight<'a>) -> Panels<'a> {
-        match Operand::of_weight(w) {
-            Some(b) => Panels::of(isa, b),
-            None => Panels::Straight(*w, decoder(isa, w.format)),
+        match (Operand::of_weight(w), Decoded::new(isa, w)) {
+            (Some(b), _) => Panels::of(isa, b),
+            (_, Some(w)) => Panels::RepackedStraight(w),
+            _ => Panels::Straight(*w, decoder(isa, w.format)),
         }
     }
 
@@ -105,6 +114,8 @@ impl<'a> Panels<'a> {
             Panels::Dense(_) | Panels::Halves(_) | Panels::Made(_) | Panels::MadeTransposed(_) => (GROUP, GROUP),
             Panels::Transposed(weight, _) => (weight.format.block_len().max(GROUP), GROUP),
             Panels::Straight(weight, _) => (GROUP, weight.format.block_len().max(GROUP)),
+            Panels::RepackedTransposed(weight) => (weight.unit().max(GROUP), GROUP),
+            Panels::RepackedStraight(weight) => (GROUP, weight.unit().max(GROUP)),
         }
     }
 
@@ -167,6 +178,8 @@ impl<'a> Panels<'a> {
             }
             Panels::Transposed(weight, decode) => pack_transposed(kernels, weight, *decode, part, out),
             Panels::Straight(weight, decode) => pack_straight(kernels, weight, *decode, part, out),
+            Panels::RepackedTransposed(weight) => repacked::transposed(kernels, weight, part, out),
+            Panels::RepackedStraight(weight) => repacked::straight(kernels, weight, part, out),
         }
     }
 }

@@ -7,7 +7,6 @@ use super::{Dots, Rows};
 use crate::format::Format;
 use crate::gemm::avx2::sum;
 use crate::quant::avx2::{BF16, F16, F32, Nf4, Values};
-use crate::quant::planes;
 
 /// # Safety
 /// See [`super::RowDots`].
@@ -18,18 +17,8 @@ pub(super) unsafe fn row_dots(rows: &Rows, out: &mut Dots) {
             Format::F32 => by_rows::<F32>(rows, out),
             Format::F16 => by_rows::<F16>(rows, out),
             Format::BF16 => by_rows::<BF16>(rows, out),
-            Format::Q8_0 => by_rows::<planes::Q8_0>(rows, out),
-            Format::Q4_0 => by_rows::<planes::Q4_0>(rows, out),
-            Format::Q4_1 => by_rows::<planes::Q4_1>(rows, out),
-            Format::Q5_0 => by_rows::<planes::Q5_0>(rows, out),
-            Format::Q5_1 => by_rows::<planes::Q5_1>(rows, out),
-            Format::Iq4Nl => by_rows::<planes::Iq4Nl>(rows, out),
-            Format::Q2K => by_rows::<planes::Q2K>(rows, out),
-            Format::Q3K => by_rows::<planes::Q3K>(rows, out),
-            Format::Q4K => by_rows::<planes::Q4K>(rows, out),
-            Format::Q5K => by_rows::<planes::Q5K>(rows, out),
-            Format::Q6K => by_rows::<planes::Q6K>(rows, out),
             Format::Nf4 => by_rows::<Nf4>(rows, out),
+            other => unreachable!("{other} is not streamed in rows"),
         }
     }
 }

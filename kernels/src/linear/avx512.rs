@@ -11,8 +11,7 @@ use std::arch::x86_64::*;
 
 use super::{Dots, ROWS, Rows};
 use crate::format::Format;
-use crate::quant::avx512::{BF16, F16, F32, Iq4Nl, Long, Nf4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Values};
-use crate::quant::planes;
+use crate::quant::avx512::{BF16, F16, F32, Nf4, Values};
 
 /// Bytes that weight rows are prefetched ahead: the hardware follows one stream a page, and short rows are several.
 const AHEAD: usize = 3072;
@@ -26,18 +25,8 @@ pub(super) unsafe fn row_dots(rows: &Rows, out: &mut Dots) {
             Format::F32 => by_rows::<F32>(rows, out),
             Format::F16 => by_rows::<F16>(rows, out),
             Format::BF16 => by_rows::<BF16>(rows, out),
-            Format::Q8_0 => by_rows::<Q8_0>(rows, out),
-            Format::Q4_0 => by_rows::<Q4_0>(rows, out),
-            Format::Q4_1 => by_rows::<Q4_1>(rows, out),
-            Format::Q5_0 => by_rows::<Q5_0>(rows, out),
-            Format::Q5_1 => by_rows::<Q5_1>(rows, out),
-            Format::Iq4Nl => by_rows::<Iq4Nl>(rows, out),
-            Format::Q2K => by_rows::<Long<planes::Q2K>>(rows, out),
-            Format::Q3K => by_rows::<Long<planes::Q3K>>(rows, out),
-            Format::Q4K => by_rows::<Long<planes::Q4K>>(rows, out),
-            Format::Q5K => by_rows::<Long<planes::Q5K>>(rows, out),
-            Format::Q6K => by_rows::<Long<planes::Q6K>>(rows, out),
             Format::Nf4 => by_rows::<Nf4>(rows, out),
+            other => unreachable!("{other} is not streamed in rows"),
         }
     }
 }

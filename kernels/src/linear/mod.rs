@@ -3,8 +3,11 @@
 //! A weight is `[n, k]` (output by input features). Both directions are the blocked
 //! product of [`crate::gemm`] with a packer that decodes the weight panel by panel,
 //! once per panel; the whole matrix never exists in `f32`. Batches of at most
-//! eight rows (decoding) take the dot products of each encoded row as it streams
-//! past, which is bound by the bandwidth of reading the weight.
+//! eight rows (decoding) take the dot products of each encoded row, or panel, as it
+//! streams past, which is bound by the bandwidth of reading the weight.
+//!
+//! A weight lies in rows, as in its file, or was repacked once into the panels that [`int8`] describes. Values are bitwise the same, so
+//! are products of more than eight rows; panels are decoded faster, and the same copy serves whole numbers.
 //!
 //! Arithmetic is that of the decoded weight in `f32`: activations are not
 //! quantized (they are in [`int8`], which is asked for by name). Error and determinism are those of [`crate::gemm`]; the algorithm
@@ -12,13 +15,14 @@
 //! by rounding.
 
 use crate::elementwise::{self, Unary};
-use crate::format::{Format, Weight};
+use crate::format::{Format, Layout, Weight};
 use crate::gemm::blocked::{Out, Sizes, blocked, run};
 use crate::gemm::kernel::Epilogue;
 use crate::gemm::pack::Panels;
 use crate::gemm::{Addend, Factor, Fused, MatRef, Output, gemm, gemm_fused};
 use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool};
+use int8::{Decoded, PANEL};
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -31,7 +35,7 @@ mod scalar;
 mod tests;
 
 /// Most rows of activations for which weights are streamed row by row.
-const STREAMED: usize = 8;
+const STREAMED: usize = int8::FEW;
 
 /// What a layer does with its product: `y = activation(alpha x Wᵀ + bias) + addend`.
 #[derive(Clone, Copy, Debug)]
@@ -75,7 +79,7 @@ pub fn linear_fused(pool: &Pool, m: usize, x: &[f32], w: &Weight<'_>, layer: &La
         return;
     }
     let a = MatRef::new(x, w.cols);
-    if m <= STREAMED {
+    if m <= STREAMED && streams(w) {
         return stream(pool, sizes, x, w, y, layer);
     }
     let beta = match addend {
@@ -155,6 +159,12 @@ fn row_dots(isa: Isa) -> RowDots {
     }
 }
 
+/// Whether few rows of activations are multiplied with the weight as it is decoded. Blocks that have panels are not streamed in rows:
+/// whoever multiplies with them often has repacked them.
+fn streams(w: &Weight<'_>) -> bool {
+    w.layout == Layout::Panels || matches!(w.format, Format::F32 | Format::F16 | Format::BF16 | Format::Nf4)
+}
+
 fn stream(pool: &Pool, sizes: Sizes, x: &[f32], w: &Weight<'_>, y: &mut [f32], layer: &Layer<'_>) {
     // Weight rows per task: some ten microseconds of reading.
     const TASK: usize = 32;
@@ -162,11 +172,20 @@ fn stream(pool: &Pool, sizes: Sizes, x: &[f32], w: &Weight<'_>, y: &mut [f32], l
     let &Layer { alpha, bias, activation, addend } = layer;
     addend.check(m, n);
     let dots = row_dots(pool.isa());
+    let repacked = Decoded::new(pool.isa(), w);
     let y = Disjoint::new(y);
     run(pool, sizes.is_small(), n.div_ceil(TASK), &|task| {
         let end = n.min((task + 1) * TASK);
         let mut sums = [[0f32; TASK]; STREAMED];
-        for first in (task * TASK..end).step_by(ROWS) {
+        for first in (task * TASK..end).step_by(if repacked.is_some() { PANEL } else { ROWS }) {
+            if let Some(repacked) = &repacked {
+                let mut out = [[0f32; PANEL]; STREAMED];
+                repacked.dots(first / PANEL, m, x, &mut out);
+                for (sums, out) in sums.iter_mut().zip(out).take(m) {
+                    sums[first - task * TASK..][..PANEL].copy_from_slice(&out);
+                }
+                continue;
+            }
             // Past the edge the last row is repeated and its results dropped.
             let bytes = std::array::from_fn(|r| w.row((first + r).min(end - 1)).as_ptr());
             let rows = Rows { format: w.format, bytes, k, x: x.as_ptr(), m };

@@ -1,4 +1,5 @@
 use super::*;
+use crate::format::Layout;
 use crate::quant::tests::noise;
 use crate::quant::{dequantize, quantize};
 
@@ -7,6 +8,7 @@ struct Case {
     bytes: Vec<u8>,
     values: Vec<f32>,
     format: Format,
+    layout: Layout,
     rows: usize,
     cols: usize,
 }
@@ -18,11 +20,22 @@ impl Case {
         quantize(format, &source, &mut bytes[1..]);
         let mut values = vec![0.0; source.len()];
         dequantize(format, &bytes[1..], &mut values);
-        Case { bytes, values, format, rows, cols }
+        Case { bytes, values, format, layout: Layout::Rows, rows, cols }
+    }
+
+    /// The same in panels.
+    fn repacked(&self) -> Option<Case> {
+        let len = int8::repacked_bytes(self.format, self.rows, self.cols)?;
+        let mut bytes = vec![0; 1 + len];
+        int8::repack(&Pool::new(1), &self.weight(), &mut bytes[1..]);
+        Some(Case { bytes, values: self.values.clone(), layout: Layout::Panels, ..*self })
     }
 
     fn weight(&self) -> Weight<'_> {
-        Weight::new(self.format, self.rows, self.cols, &self.bytes[1..])
+        let weight =
+            Weight { format: self.format, layout: self.layout, rows: self.rows, cols: self.cols, data: &self.bytes[1..] };
+        weight.check();
+        weight
     }
 }
 
@@ -42,7 +55,9 @@ fn cases() -> Vec<Case> {
         for (rows, cols) in SHAPES {
             // The same in blocks of the format, but no longer than need be.
             let cols = if cols.is_multiple_of(format.block_len()) { cols } else { cols.next_multiple_of(format.block_len()) * 2 };
-            cases.push(Case::new(format, rows, cols));
+            let case = Case::new(format, rows, cols);
+            cases.extend(case.repacked());
+            cases.push(case);
         }
         if format.block_len() == 1 {
             cases.push(Case::new(format, 19, 45));
@@ -74,7 +89,7 @@ fn forward_matches_the_decoded_weight() {
                     linear(&pool, m, 0.5, &x, &case.weight(), Some(&bias), &mut y, 1.0);
                     y
                 });
-                let what = format!("{:?} {isa} {m}x{n}x{k}", case.format);
+                let what = format!("{:?} in {:?} {isa} {m}x{n}x{k}", case.format, case.layout);
                 assert_close(&outputs[0], &expected, k, &what);
                 assert_eq!(outputs[0], outputs[1], "{what}: threads change the result");
                 // Overwriting must not read what was there.

@@ -10,6 +10,7 @@ use crate::format::{Format, Weight};
 use crate::gemm::scratch::with_scratch;
 use crate::isa::Isa;
 use crate::layout::copy_rows;
+use crate::linear::int8::{Decoded, PANEL};
 use crate::pool::Pool;
 use crate::stream;
 
@@ -75,7 +76,13 @@ pub fn dequantize_rows(pool: &Pool, weight: &Weight<'_>, rows: Range<usize>, out
     weight.check();
     assert!(rows.start <= rows.end && rows.end <= weight.rows, "rows out of range");
     assert_eq!(out.len(), rows.len() * weight.cols, "output does not match the rows");
-    each_row(pool, weight, out, |row| rows.start + row);
+    match Decoded::new(pool.isa(), weight) {
+        // Panels are decoded whole.
+        Some(weight) if rows.start.is_multiple_of(PANEL) && weight.cols() > 0 => {
+            pool.run_pieces(out, PANEL * weight.cols(), |piece, out| weight.panel(rows.start / PANEL + piece, out));
+        }
+        _ => each_row(pool, weight, out, |row| rows.start + row),
+    }
 }
 
 /// Decodes rows `ids` of `weight` into `out`, `[ids.len(), cols]`: an embedding lookup.
@@ -100,6 +107,10 @@ fn each_row(pool: &Pool, weight: &Weight<'_>, out: &mut [f32], source: impl Fn(u
         return;
     }
     let (isa, rows) = (pool.isa(), (VALUES / weight.cols).max(1));
+    if let Some(weight) = Decoded::new(isa, weight) {
+        // A panel is decoded for each row.
+        return pool.run_pieces(out, weight.cols(), |piece, out| weight.row(source(piece), out));
+    }
     if let Some(floats) = weight.floats() {
         return copy_rows(pool, weight.cols, |row| Some(source(row)), floats, out);
     }

@@ -8,8 +8,7 @@ use std::collections::BTreeSet;
 
 use swift_graph::plan::{Layout, Plan};
 use swift_graph::{Bindings, DType, StateId};
-use swift_kernels::format::Format;
-use swift_kernels::linear::int8::Panels;
+use swift_kernels::format::{Format, Weight};
 use swift_kernels::pool::Pool;
 
 use super::leaf::Constant;
@@ -85,9 +84,10 @@ impl Bound {
                     return Err(Error::tensor("weight", &info.name, message));
                 }
                 if uses.panels > 0
-                    && let Some(Panels { rows, cols, data, .. }) = tensor.panels(pool)?
+                    && (uses.multiplied || tensor.has_panels())
+                    && let Some(Weight { data, .. }) = tensor.panels(pool)?
                 {
-                    bytes.panels = Some(PanelBytes { rows, cols, data: data.as_ptr(), bytes: data.len() });
+                    bytes.panels = Some(PanelBytes { data: data.as_ptr(), bytes: data.len() });
                 }
                 let raw = uses.plain || uses.weights > uses.panels || bytes.panels.is_none();
                 match &mut tensor.storage {
@@ -181,7 +181,7 @@ impl Bound {
 /// still reads are then found elsewhere.
 fn repack(from: &Sources<'_>, uses: &[Use], pool: &Pool, store: &mut Store) -> Result<()> {
     let names = from.plan.graph.params().iter().zip(&uses[from.tables.params..]);
-    let names: Vec<&str> = names.filter(|(_, uses)| uses.panels > 0).map(|(info, _)| info.name.as_str()).collect();
+    let names: Vec<&str> = names.filter(|(_, uses)| uses.multiplied).map(|(info, _)| info.name.as_str()).collect();
     let mut repacked = Vec::new();
     for name in names {
         let weight = store.weight(name)?;

@@ -31,7 +31,7 @@ struct Operands {
 
 fn operands(op: &CrossEntropySpec, p: &mut Prepare<'_, '_>, trained: bool) -> Result<Operands> {
     let n = p.dims(0)?[0];
-    let (x, weight, targets) = (p.input(0)?, p.weight(1)?, p.input(2)?);
+    let (x, weight, targets) = (p.input(0)?, p.factor(1)?, p.input(2)?);
     if weight.rows == 0 || weight.cols == 0 {
         return Err(p.unsupported(format!("the weight is empty: {} x {}", weight.rows, weight.cols)));
     }
@@ -55,7 +55,7 @@ impl CrossEntropy {
         check("linear-cross-entropy", "target", targets, o.weight.rows, true)?;
         let (loss, lse) = (m.f32_mut(self.loss), m.f32_mut(self.lse));
         let unit = self.unit_grad.map(|r| m.f32_mut(r));
-        let weight = m.weight(&o.weight);
+        let weight = m.factor(&o.weight);
         cross_entropy::forward(m.pool, &o.spec, o.n, m.f32(o.x), &weight, targets, loss, lse, unit, m.f32_mut(o.scratch));
         Ok(())
     }
@@ -83,7 +83,7 @@ impl CrossEntropyGradient {
         let o = &self.operands;
         let targets = m.i32(o.targets);
         check("linear-cross-entropy-backward", "target", targets, o.weight.rows, true)?;
-        let (x, lse, d_loss, weight) = (m.f32(o.x), m.f32(self.lse), m.f32(self.d_loss), m.weight(&o.weight));
+        let (x, lse, d_loss, weight) = (m.f32(o.x), m.f32(self.lse), m.f32(self.d_loss), m.factor(&o.weight));
         let (d_x, d_w, scratch) = (m.f32_mut(self.d_x), self.d_w.map(|r| m.f32_mut(r)), m.f32_mut(o.scratch));
         cross_entropy::backward(m.pool, &o.spec, o.n, x, &weight, targets, lse, d_loss, d_x, d_w, scratch);
         Ok(())

@@ -19,13 +19,13 @@ struct HeadRef {
 
 impl HeadRef {
     fn of<'m>(&self, m: &'m Memory<'_>) -> Head<'m> {
-        Head { x: m.f32(self.x), w: m.weight(&self.weight), softcap: self.softcap, temperature: self.temperature }
+        Head { x: m.f32(self.x), w: m.factor(&self.weight), softcap: self.softcap, temperature: self.temperature }
     }
 }
 
 /// The head whose hidden states are input `first`.
 fn head(p: &mut Prepare<'_, '_>, first: usize, bend: &Bend) -> Result<HeadRef> {
-    let (x, weight) = (p.input(first)?, p.weight(first + 1)?);
+    let (x, weight) = (p.input(first)?, p.factor(first + 1)?);
     if weight.rows == 0 || weight.cols == 0 {
         return Err(p.unsupported(format!("the weight is empty: {} x {}", weight.rows, weight.cols)));
     }

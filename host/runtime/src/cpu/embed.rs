@@ -21,13 +21,13 @@ impl Embed {
     pub(super) fn run(&self, m: &Memory<'_>) -> Result<()> {
         let ids = m.i32(self.ids);
         check("embed", "token id", ids, self.table.rows, false)?;
-        quant::gather_rows(m.pool, &m.weight(&self.table), ids, m.f32_mut(self.out));
+        quant::gather_rows(m.pool, &m.factor(&self.table), ids, m.f32_mut(self.out));
         Ok(())
     }
 }
 
 pub(super) fn forward(p: &mut Prepare<'_, '_>) -> Result<Kernel> {
-    Ok(Kernel::Embed(Embed { table: p.weight(0)?, ids: p.input(1)?, out: p.output(0)? }))
+    Ok(Kernel::Embed(Embed { table: p.table(0)?, ids: p.input(1)?, out: p.output(0)? }))
 }
 
 /// `out = 0`, then `out[ids[i]] += d_y[i]`.

@@ -46,7 +46,7 @@ pub(crate) struct Forward {
     out: Ref,
     /// Rows of each pair, as floats or in 8 bits.
     gathered: Ref,
-    /// Whether the weight may be in panels.
+    /// Whether activations are rounded if the weight is in panels.
     int8: bool,
 }
 
@@ -60,7 +60,7 @@ impl Forward {
             grouped_linear_int8(m.pool, &groups, m.f32(self.x), &panels, out, rounded);
             return Ok(());
         }
-        grouped_linear(m.pool, &groups, m.f32(self.x), &m.weight(&self.weight), m.f32_mut(self.out), m.f32_mut(self.gathered));
+        grouped_linear(m.pool, &groups, m.f32(self.x), &m.factor(&self.weight), m.f32_mut(self.out), m.f32_mut(self.gathered));
         Ok(())
     }
 }
@@ -71,7 +71,7 @@ fn stack(p: &mut Prepare<'_, '_>) -> Result<(usize, WeightRef)> {
     if dims.contains(&0) {
         return Err(p.unsupported(format!("the weight is empty: {dims:?}")));
     }
-    Ok((dims[0], p.matrix(1, dims[0] * dims[1], dims[2])?))
+    Ok((dims[0], p.stack(1, [dims[0], dims[1], dims[2]])?))
 }
 
 pub(super) fn forward(p: &mut Prepare<'_, '_>) -> Result<Kernel> {
@@ -79,7 +79,7 @@ pub(super) fn forward(p: &mut Prepare<'_, '_>) -> Result<Kernel> {
     let choice = Choice::prepare(p, count)?;
     let x = p.input(0)?;
     let gathered = p.scratch(x.len * choice.choices);
-    let int8 = p.panels(&weight);
+    let int8 = p.rounds(&weight);
     Ok(Kernel::GroupedLinear(Forward { choice, x, weight, out: p.output(0)?, gathered, int8 }))
 }
 
@@ -98,7 +98,7 @@ impl Gradient {
     pub(super) fn run(&self, m: &Memory<'_>) -> Result<()> {
         let groups = self.choice.groups("grouped-linear-dx", m)?;
         let (gathered, parts) = (m.f32_mut(self.gathered), m.f32_mut(self.parts));
-        grouped_linear_dx(m.pool, &groups, m.f32(self.d_y), &m.weight(&self.weight), m.f32_mut(self.out), gathered, parts);
+        grouped_linear_dx(m.pool, &groups, m.f32(self.d_y), &m.factor(&self.weight), m.f32_mut(self.out), gathered, parts);
         Ok(())
     }
 }

@@ -48,7 +48,7 @@ pub(crate) struct Dequantize {
 
 impl Dequantize {
     pub(super) fn run(&self, m: &Memory<'_>) -> Result<()> {
-        let weight = m.weight(&self.weight);
+        let weight = m.factor(&self.weight);
         quant::dequantize_rows(m.pool, &weight, 0..weight.rows, m.f32_mut(self.out));
         Ok(())
     }
@@ -61,7 +61,12 @@ pub(super) fn prepare(p: &mut Prepare<'_, '_>) -> Result<Kernel> {
 
 pub(super) fn read(p: &mut Prepare<'_, '_>) -> Result<Kernel> {
     let dims = p.dims(0)?;
-    let cols = dims.last().copied().unwrap_or(1);
-    let weight = p.matrix(0, dims.iter().product::<usize>() / cols.max(1), cols)?;
+    let weight = match dims.as_slice() {
+        [_, _] => p.table(0)?,
+        dims => {
+            let cols = dims.last().copied().unwrap_or(1);
+            p.matrix(0, dims.iter().product::<usize>() / cols.max(1), cols)?
+        }
+    };
     Ok(Kernel::Dequantize(Dequantize { weight, out: p.output(0)? }))
 }

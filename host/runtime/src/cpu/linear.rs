@@ -53,7 +53,7 @@ impl Linear {
                 return Ok(());
             }
         }
-        let (weight, x) = (m.weight(&self.weight), m.f32(self.x));
+        let (weight, x) = (m.factor(&self.weight), m.f32(self.x));
         if self.backward {
             // Nearly always in place: gradients that are added to are read once.
             let beta = place_addend(m, self.addend, self.out)?;
@@ -145,7 +145,7 @@ pub(super) fn place_of_addend(p: &mut Prepare<'_, '_>, has_addend: bool, is_acti
 fn prepare(p: &mut Prepare<'_, '_>, op: &LinearOp, backward: bool) -> Result<Kernel> {
     let dims = p.dims(0)?;
     let m = dims[..dims.len() - 1].iter().product();
-    let (x, weight) = (p.input(0)?, p.weight(1)?);
+    let (x, weight) = (p.input(0)?, p.factor(1)?);
     if weight.rows == 0 || weight.cols == 0 {
         return Err(p.unsupported(format!("the weight is empty: {} x {}", weight.rows, weight.cols)));
     }

@@ -36,7 +36,7 @@ impl LowRankProduct {
         let cols = if self.backward { self.weight.cols } else { self.weight.rows };
         let addend = addend(m, self.addend, self.out, cols);
         let bias = self.bias.map(|b| m.f32(b));
-        let low = LowRank { factor: self.factor, h: m.f32(self.h), v: m.weight(&self.v) };
+        let low = LowRank { factor: self.factor, h: m.f32(self.h), v: m.factor(&self.v) };
         if let Some(rounding) = self.int8 {
             rounding.begin(m);
             if let Some(panels) = m.panels(&self.weight) {
@@ -56,7 +56,7 @@ impl LowRankProduct {
                 return Ok(());
             }
         }
-        let (weight, x, out) = (m.weight(&self.weight), m.f32(self.x), m.f32_mut(self.out));
+        let (weight, x, out) = (m.factor(&self.weight), m.f32(self.x), m.f32_mut(self.out));
         if self.backward {
             low_rank_linear_dx(m.pool, self.m, self.alpha, x, &weight, &low, addend, out);
         } else {
@@ -70,7 +70,7 @@ impl LowRankProduct {
 pub(super) fn prepare(op: &LowRankLinear, p: &mut Prepare<'_, '_>) -> Result<Kernel> {
     let dims = p.dims(0)?;
     let m = dims[..dims.len() - 1].iter().product();
-    let (x, weight, h, v) = (p.input(0)?, p.weight(1)?, p.input(2)?, p.weight(3)?);
+    let (x, weight, h, v) = (p.input(0)?, p.factor(1)?, p.input(2)?, p.factor(3)?);
     if let Some(w) = [&weight, &v].into_iter().find(|w| w.rows == 0 || w.cols == 0) {
         return Err(p.unsupported(format!("a weight is empty: {} x {}", w.rows, w.cols)));
     }

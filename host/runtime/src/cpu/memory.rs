@@ -11,8 +11,8 @@
 use std::cell::Cell;
 
 use swift_kernels::elementwise::OperandPtr;
-use swift_kernels::format::{Format, Weight};
-use swift_kernels::linear::int8::{self, Panels};
+use swift_kernels::format::{Format, Layout, Weight};
+use swift_kernels::linear::int8;
 use swift_kernels::pool::Pool;
 
 /// `len` elements of four bytes in a base.
@@ -32,6 +32,8 @@ pub(crate) struct WeightRef {
     pub(super) source: WeightSource,
     pub(super) rows: usize,
     pub(super) cols: usize,
+    /// The launch takes it in panels, if it has any.
+    pub(super) panels: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -48,15 +50,13 @@ pub(super) struct ParamBytes {
     pub(super) format: Format,
     pub(super) data: *const u8,
     pub(super) bytes: usize,
-    /// The same weight in panels, if the run uses them.
+    /// The same weight in panels, if it has any and the run uses them.
     pub(super) panels: Option<PanelBytes>,
 }
 
 /// A parameter in panels.
 #[derive(Clone, Copy)]
 pub(super) struct PanelBytes {
-    pub(super) rows: usize,
-    pub(super) cols: usize,
     pub(super) data: *const u8,
     pub(super) bytes: usize,
 }
@@ -143,15 +143,19 @@ impl Memory<'_> {
         self.at(r)
     }
 
-    /// A weight in panels, where the run uses them.
-    pub(crate) fn panels(&self, w: &WeightRef) -> Option<Panels<'_>> {
+    /// A weight in panels, if it has any.
+    pub(crate) fn panels(&self, w: &WeightRef) -> Option<Weight<'_>> {
         let WeightSource::Param(p) = w.source else { return None };
         let p = self.params[p as usize];
-        // The parameter may be taken in another shape than it was repacked in.
-        let panels = p.panels.filter(|panels| (panels.rows, panels.cols) == (w.rows, w.cols))?;
+        let panels = p.panels.filter(|_| w.panels)?;
         // SAFETY: bytes of the store, which is borrowed for the run, and never written.
         let data = unsafe { std::slice::from_raw_parts(panels.data, panels.bytes) };
-        Some(Panels { format: p.format, rows: w.rows, cols: w.cols, data })
+        Some(Weight { format: p.format, layout: Layout::Panels, rows: w.rows, cols: w.cols, data })
+    }
+
+    /// The weight of a launch that takes it as it is: in panels if it has any, else in rows.
+    pub(crate) fn factor(&self, w: &WeightRef) -> Weight<'_> {
+        self.panels(w).unwrap_or_else(|| self.weight(w))
     }
 
     /// Forgets the rounded activations: the next launch reads others, or the same place with other values.
@@ -173,6 +177,7 @@ impl Memory<'_> {
         unsafe { std::slice::from_raw_parts(self.rounded.words, len) }
     }
 
+    /// The rows of the weight that [`super::prepare::Prepare::weight`] planned for.
     pub(crate) fn weight(&self, w: &WeightRef) -> Weight<'_> {
         let (format, data) = match w.source {
             WeightSource::Param(p) => {
@@ -186,6 +191,6 @@ impl Memory<'_> {
                 (Format::F32, unsafe { std::slice::from_raw_parts(self.at::<f32>(r).cast::<u8>(), r.len * 4) })
             }
         };
-        Weight { format, rows: w.rows, cols: w.cols, data }
+        Weight { format, layout: Layout::Rows, rows: w.rows, cols: w.cols, data }
     }
 }

@@ -51,6 +51,8 @@ pub(super) struct Use {
     /// Launches that read it as a weight, and how many of them read panels if there are any.
     pub(super) weights: u32,
     pub(super) panels: u32,
+    /// Some launch multiplies with it, which is worth repacking it for.
+    pub(super) multiplied: bool,
 }
 
 /// What all launches of one binding share while they are prepared.
@@ -236,6 +238,24 @@ impl<'s, 'a> Prepare<'s, 'a> {
         self.matrix(i, rows, cols)
     }
 
+    /// As [`Prepare::weight`], of a launch that looks rows up, in panels if somebody else multiplies with them.
+    pub(super) fn table(&mut self, i: usize) -> Result<WeightRef> {
+        let weight = self.weight(i)?;
+        Ok(self.in_panels(weight, 2, false))
+    }
+
+    /// As [`Prepare::weight`], of a launch that multiplies with it in panels, if its format has any.
+    pub(super) fn factor(&mut self, i: usize) -> Result<WeightRef> {
+        let weight = self.weight(i)?;
+        Ok(self.in_panels(weight, 2, true))
+    }
+
+    /// As [`Prepare::factor`], of a stack of `count` matrices `[rows, cols]`, which have panels of their own.
+    pub(super) fn stack(&mut self, i: usize, [count, rows, cols]: [usize; 3]) -> Result<WeightRef> {
+        let weight = self.matrix(i, count * rows, cols)?;
+        Ok(self.in_panels(weight, 3, true))
+    }
+
     /// As [`Prepare::weight`], with sizes of the caller's choice.
     pub(super) fn matrix(&mut self, i: usize, rows: usize, cols: usize) -> Result<WeightRef> {
         let mut root = self.node.inputs[i];
@@ -256,28 +276,34 @@ impl<'s, 'a> Prepare<'s, 'a> {
             }
             _ => WeightSource::Dense(self.input(i)?),
         };
-        Ok(WeightRef { source, rows, cols })
+        Ok(WeightRef { source, rows, cols, panels: false })
     }
 
-    /// Plans for `x`, `[m, weight.cols]`, in 8 bits and the weight in panels, if the precision allows. Says whether the last call planned for
-    /// the same `x`, with the same values.
+    /// Plans for `x`, `[m, weight.cols]`, in 8 bits, if the precision and the weight allow. Says whether the last call planned for the
+    /// same `x`, with the same values.
     pub(super) fn rounding(&mut self, m: usize, x: Ref, weight: &WeightRef) -> Option<bool> {
-        if !self.panels(weight) {
+        if !self.rounds(weight) {
             return None;
         }
         self.scope.rounded_words = self.scope.rounded_words.max(int8::quantized_words(m, weight.cols));
         Some(self.scope.rounded.replace(x) == Some(x))
     }
 
-    /// Plans for the weight in panels, if the precision allows.
-    pub(super) fn panels(&mut self, weight: &WeightRef) -> bool {
-        let WeightSource::Param(p) = weight.source else { return false };
-        // Taken in rows of another length than its own, it has no panels.
+    /// Whether activations are rounded for this weight if it has panels.
+    pub(super) fn rounds(&self, weight: &WeightRef) -> bool {
+        let whole = weight.cols.is_multiple_of(32) && matches!(weight.source, WeightSource::Param(_));
+        self.scope.precision == Precision::Int8 && whole
+    }
+
+    /// Plans for a weight of so many dimensions in panels, unless it is taken in another shape than its own.
+    fn in_panels(&mut self, weight: WeightRef, rank: usize, multiplied: bool) -> WeightRef {
+        let WeightSource::Param(p) = weight.source else { return weight };
         let shape = &self.scope.plan.graph.params()[p as usize].shape;
-        let own = shape.len() > 1 && shape.last() == Some(&(weight.cols as u64));
-        let whole = own && self.scope.precision == Precision::Int8 && weight.cols.is_multiple_of(32);
-        self.scope.uses[self.scope.tables.params + p as usize].panels += u32::from(whole);
-        whole
+        let own = shape.len() == rank && shape.last() == Some(&(weight.cols as u64));
+        let uses = &mut self.scope.uses[self.scope.tables.params + p as usize];
+        uses.panels += u32::from(own);
+        uses.multiplied |= own && multiplied;
+        WeightRef { panels: own, ..weight }
     }
 
     /// Output `i`, or scratch of its size when nobody reads it.

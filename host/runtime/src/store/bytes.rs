@@ -64,12 +64,11 @@ impl Bytes {
         self.owner.release_part(self.range.start + part.start..self.range.start + part.end);
     }
 
-    /// Says whether the bytes lie elsewhere now.
-    pub(super) fn release(&mut self) -> bool {
-        let owner = self.owner.release();
-        let moved = owner.is_some();
-        self.owner = owner.unwrap_or_else(|| Arc::clone(&self.owner));
-        moved
+    /// Lets their memory go; they may lie elsewhere afterwards.
+    pub(super) fn release(&mut self) {
+        if let Some(owner) = self.owner.release() {
+            self.owner = owner;
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use swift_graph::op::{Embed, GroupedLinear, Linear, OpRule, UnaryOp};
 use swift_graph::passes;
 use swift_graph::plan::plan;
-use swift_kernels::linear::int8::{self, Panels};
+use swift_kernels::linear::int8;
 use swift_kernels::pool::Pool;
 use swift_kernels::{format::Weight, quant};
 use swift_runtime::{Bytes, CpuDevice, CpuOptions, Device, Executable, Format, HostTensor, Owner, Precision, Store};
@@ -26,7 +26,7 @@ fn direct(case: &Case, weight: usize, x: &[f32]) -> Vec<f32> {
     let mut rounded = vec![0; int8::quantized_words(m, k)];
     int8::quantize_rows(&pool, m, k, x, &mut rounded);
     let mut y = vec![0.0; m * n];
-    let panels = Panels { format: *format, rows: n, cols: k, data: &panels };
+    let panels = Weight::in_panels(*format, n, k, &panels);
     int8::linear_int8(&pool, m, 1.0, &rounded, &panels, None, &mut y, 0.0);
     y
 }
@@ -92,7 +92,7 @@ fn layers_round_their_own_activations_and_weights_are_repacked_once() {
         assert!(peak >= exact_peak + N * 64 && device.arena_bytes() >= peak);
         let bytes = store.bytes();
         assert_eq!(bytes.panels, 64 * 2 * (18 + 34 + 20));
-        assert_eq!(bytes.total(), exact_bytes.total() + bytes.panels);
+        assert_eq!(bytes, exact_bytes, "both precisions read the same panels");
         // Sharing a weight shares its panels; a trainable weight has none.
         let mut other = device.store();
         other.share_weight("w0", &store).unwrap();

@@ -12,7 +12,7 @@ mod tests;
 
 use std::ops::Range;
 
-use super::int8::{self, Panels, linear_int8, quantized_words, repacked_bytes};
+use super::int8::{self, linear_int8, quantized_words};
 use super::{linear, linear_dx};
 use crate::format::Weight;
 use crate::gemm::scratch::with_scratch;
@@ -151,11 +151,19 @@ impl<'a> Groups<'a> {
 /// Of an expert, some of its columns and its places in the order of pairs: the rows of these pairs.
 type Product<'a> = dyn Fn(usize, Range<usize>, Range<usize>, &mut [f32]) + Sync + 'a;
 
-/// Matrix `rows` of expert `expert` of a stack of matrices of `n` rows.
+/// Checks a stack of `count` matrices and returns their rows; each has panels of its own if it was repacked.
+#[track_caller]
+fn rows_of_each(w: &Weight<'_>, count: usize) -> usize {
+    let n = w.rows / count.max(1);
+    assert_eq!(w.rows, n * count, "the weight is no whole number of matrices");
+    assert_eq!(w.data.len(), w.bytes_of(n) * count, "weight bytes do not match its shape and format");
+    n
+}
+
+/// Rows `rows` of expert `expert` of a stack of matrices of `n` rows.
 fn expert<'a>(w: &Weight<'a>, n: usize, expert: usize, rows: Range<usize>) -> Weight<'a> {
-    let bytes = w.row_bytes();
-    let first = expert * n + rows.start;
-    Weight { rows: rows.len(), data: &w.data[first * bytes..][..rows.len() * bytes], ..*w }
+    let bytes = w.bytes_of(n);
+    Weight { rows: n, data: &w.data[expert * bytes..][..bytes], ..*w }.rows(rows)
 }
 
 /// `y[pair] = W[expert of pair] x[row of pair]`: `x` is `[rows, k]`, `w` is `[count n, k]`, `y` is `[rows choices, n]` and is
@@ -165,10 +173,8 @@ fn expert<'a>(w: &Weight<'a>, n: usize, expert: usize, rows: Range<usize>) -> We
 /// When a length does not match, or the weight has no columns.
 #[track_caller]
 pub fn grouped_linear(pool: &Pool, groups: &Groups<'_>, x: &[f32], w: &Weight<'_>, y: &mut [f32], gathered: &mut [f32]) {
-    w.check();
-    let (k, n) = (w.cols, w.rows / groups.count.max(1));
+    let (k, n) = (w.cols, rows_of_each(w, groups.count));
     assert!(k > 0, "a linear layer sums over at least one feature");
-    assert_eq!(w.rows, n * groups.count, "the weight is no whole number of matrices");
     assert!(x.len() == groups.rows() * k && y.len() == groups.pairs() * n, "length of an operand of grouped_linear");
     assert_eq!(gathered.len(), groups.pairs() * k, "memory for gathered rows");
     groups.gather(pool, k, x, gathered, |pair| pair / groups.choices);
@@ -185,11 +191,8 @@ pub fn grouped_linear(pool: &Pool, groups: &Groups<'_>, x: &[f32], w: &Weight<'_
 /// # Panics
 /// When a length does not match, or the format cannot be repacked.
 #[track_caller]
-pub fn grouped_linear_int8(pool: &Pool, groups: &Groups<'_>, x: &[f32], w: &Panels<'_>, y: &mut [f32], rounded: &mut [u32]) {
-    let (k, n) = (w.cols, w.rows / groups.count.max(1));
-    let bytes = repacked_bytes(w.format, n, k).expect("the format was repacked");
-    assert_eq!(w.rows, n * groups.count, "the weight is no whole number of matrices");
-    assert_eq!(w.data.len(), bytes * groups.count, "panels do not match their shape and format");
+pub fn grouped_linear_int8(pool: &Pool, groups: &Groups<'_>, x: &[f32], w: &Weight<'_>, y: &mut [f32], rounded: &mut [u32]) {
+    let (k, n) = (w.cols, rows_of_each(w, groups.count));
     assert!(x.len() == groups.rows() * k && y.len() == groups.pairs() * n, "length of an operand of grouped_linear_int8");
     assert!(rounded.len() >= quantized_words(groups.pairs(), k), "no room for the quantized activations");
     let memory = Disjoint::new(rounded);
@@ -201,11 +204,9 @@ pub fn grouped_linear_int8(pool: &Pool, groups: &Groups<'_>, x: &[f32], w: &Pane
     });
     let rounded = &*rounded;
     groups.scatter(pool, n, y, &|e, cols, places, out| {
-        // Strips are whole panels, so their bytes follow each other.
-        let of_rows = |rows: usize| repacked_bytes(w.format, rows, k).unwrap_or(0);
-        let data = &w.data[e * bytes + of_rows(cols.start)..][..of_rows(cols.len())];
-        let panels = Panels { rows: cols.len(), data, ..*w };
-        linear_int8(pool, places.len(), 1.0, &rounded[quantized_words(places.start, k)..], &panels, None, out, 0.0);
+        // Strips are whole panels.
+        let w = expert(w, n, e, cols);
+        linear_int8(pool, places.len(), 1.0, &rounded[quantized_words(places.start, k)..], &w, None, out, 0.0);
     });
 }
 
@@ -225,10 +226,8 @@ pub fn grouped_linear_dx(
     gathered: &mut [f32],
     parts: &mut [f32],
 ) {
-    w.check();
-    let (k, n) = (w.cols, w.rows / groups.count.max(1));
+    let (k, n) = (w.cols, rows_of_each(w, groups.count));
     assert!(n > 0, "a gradient sums over at least one feature");
-    assert_eq!(w.rows, n * groups.count, "the weight is no whole number of matrices");
     assert!(dy.len() == groups.pairs() * n && dx.len() == groups.rows() * k, "length of an operand of grouped_linear_dx");
     assert!(gathered.len() == dy.len() && parts.len() == groups.pairs() * k, "memory for gathered rows");
     groups.gather(pool, n, dy, gathered, |pair| pair);

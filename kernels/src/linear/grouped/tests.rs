@@ -1,6 +1,7 @@
 use super::*;
-use crate::format::Format;
+use crate::format::{Format, Layout};
 use crate::isa::Isa;
+use crate::linear::int8::repacked_bytes;
 use crate::quant::tests::noise;
 use crate::quant::{dequantize, quantize};
 
@@ -9,6 +10,7 @@ struct Case {
     bytes: Vec<u8>,
     values: Vec<f32>,
     format: Format,
+    layout: Layout,
     count: usize,
     n: usize,
     k: usize,
@@ -21,11 +23,22 @@ impl Case {
         quantize(format, &source, &mut bytes);
         let mut values = vec![0.0; source.len()];
         dequantize(format, &bytes, &mut values);
-        Case { bytes, values, format, count, n, k }
+        Case { bytes, values, format, layout: Layout::Rows, count, n, k }
+    }
+
+    /// The same in panels of each matrix.
+    fn repacked(self) -> Case {
+        let (len, stack) = (repacked_bytes(self.format, self.n, self.k).unwrap(), self.weight());
+        let mut bytes = vec![0; self.count * len];
+        for (e, bytes) in bytes.chunks_exact_mut(len).enumerate() {
+            int8::repack(&Pool::new(1), &expert(&stack, self.n, e, 0..self.n), bytes);
+        }
+        Case { bytes, layout: Layout::Panels, ..self }
     }
 
     fn weight(&self) -> Weight<'_> {
-        Weight::new(self.format, self.count * self.n, self.k, &self.bytes)
+        let &Case { format, layout, count, n, k, .. } = self;
+        Weight { format, layout, rows: count * n, cols: k, data: &self.bytes }
     }
 
     /// Element `(j, p)` of the matrix of an expert.
@@ -68,15 +81,17 @@ fn check(what: &str, want: &[f64], body: impl Fn(&Pool, &mut [f32])) {
 
 #[test]
 fn each_pair_meets_its_expert() {
-    for (format, shape) in [
-        (Format::F32, [5, 6, 7]),
-        (Format::BF16, [3, 300, 33]),
-        (Format::Q8_0, [4, 40, 64]),
-        (Format::Q4_1, [9, 24, 32]),
-        (Format::F32, [1, 8, 16]),
-    ] {
-        let case = Case::new(format, shape);
-        let [count, n, k] = shape;
+    let cases = [
+        Case::new(Format::F32, [5, 6, 7]),
+        Case::new(Format::BF16, [3, 300, 33]),
+        Case::new(Format::Q8_0, [4, 40, 64]),
+        Case::new(Format::Q4_1, [9, 24, 32]),
+        Case::new(Format::Q4_1, [9, 24, 32]).repacked(),
+        Case::new(Format::Q6K, [2, 300, 256]).repacked(),
+        Case::new(Format::F32, [1, 8, 16]),
+    ];
+    for case in cases {
+        let Case { format, layout, count, n, k, .. } = case;
         for (rows, choices) in [(1, 1), (3, 2), (61, 2), (150, 1)] {
             let experts = routes(rows, choices, count);
             let (x, dy) = (noise(rows * k, 5), noise(rows * choices * n, 6));
@@ -93,7 +108,7 @@ fn each_pair_meets_its_expert() {
                     }
                 }
             }
-            let what = format!("{format:?} {shape:?} {rows} rows of {choices}");
+            let what = format!("{format:?} in {layout:?} {count} of {n}x{k}, {rows} rows of {choices}");
             let memory = || vec![0; groups_len(pairs, count)];
             check(&format!("{what}: y"), &y, |pool, out| {
                 let mut memory = memory();
@@ -132,7 +147,7 @@ fn whole_numbers_give_each_pair_what_its_expert_gives_its_row() {
                     let mut memory = vec![0; groups_len(rows * choices, count)];
                     let groups = Groups::new(&experts, choices, count, &mut memory);
                     let mut y = vec![f32::NAN; rows * choices * n];
-                    let panels = Panels { format, rows: count * n, cols: k, data: &data };
+                    let panels = Weight { format, layout: Layout::Panels, rows: count * n, cols: k, data: &data };
                     let mut rounded = vec![0; quantized_words(rows * choices, k)];
                     grouped_linear_int8(&pool, &groups, &x, &panels, &mut y, &mut rounded);
                     for (pair, y) in y.chunks_exact(n).enumerate() {
@@ -140,7 +155,7 @@ fn whole_numbers_give_each_pair_what_its_expert_gives_its_row() {
                         if let Ok(e) = usize::try_from(experts[pair]) {
                             let mut row = vec![0; quantized_words(1, k)];
                             int8::quantize_rows(&pool, 1, k, &x[pair / choices * k..][..k], &mut row);
-                            let panels = Panels { rows: n, data: &data[e * len..][..len], ..panels };
+                            let panels = Weight { rows: n, data: &data[e * len..][..len], ..panels };
                             linear_int8(&pool, 1, 1.0, &row, &panels, None, &mut alone, 0.0);
                         }
                         assert_eq!(y, alone, "{format:?} {isa}, {threads} threads, pair {pair}");

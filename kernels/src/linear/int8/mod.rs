@@ -36,7 +36,7 @@
 
 use super::Layer;
 use crate::elementwise;
-use crate::format::Format;
+use crate::format::{Layout, Weight};
 use crate::gemm::Addend;
 use crate::gemm::blocked::run;
 use crate::gemm::scratch::with_scratch;
@@ -49,6 +49,7 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod decode;
 mod panel;
 mod repack;
 mod rows;
@@ -56,6 +57,7 @@ mod scalar;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use decode::{Column, Decoded, FEW};
 pub use panel::PANEL;
 pub use repack::{repack, repacked_bytes};
 pub(super) use rows::quantize_chosen;
@@ -63,19 +65,6 @@ pub use rows::{quantize_rows, quantized_words};
 
 use panel::{Block, Kind};
 use rows::{BLOCK, Line, Rows, TILE};
-
-/// A borrowed weight in panels.
-#[derive(Clone, Copy, Debug)]
-pub struct Panels<'a> {
-    /// Format of the blocks that were repacked.
-    pub format: Format,
-    /// Output features.
-    pub rows: usize,
-    /// Input features.
-    pub cols: usize,
-    /// What [`repack`] wrote.
-    pub data: &'a [u8],
-}
 
 /// `1.5 · 2²³`. A whole number below 2²² is the low bits of its sum with this, so it becomes a float by adding bits, and a float becomes
 /// the nearest one, ties to even, by adding floats.
@@ -182,8 +171,8 @@ fn direct_fn(isa: Isa, m: usize) -> Option<TileFn> {
 /// A layer with an activation cannot add what `y` held: that is gone by then.
 #[derive(Debug)]
 pub struct Part<'a> {
-    /// Weight.
-    pub w: Panels<'a>,
+    /// Weight in panels.
+    pub w: Weight<'a>,
     /// What happens to the product.
     pub layer: Layer<'a>,
     /// Result.
@@ -201,7 +190,7 @@ const TASK_BYTES: usize = 24 << 10;
 /// When a length does not match, or the format cannot be repacked.
 #[track_caller]
 #[expect(clippy::too_many_arguments, reason = "the signature of the exact product")]
-pub fn linear_int8(pool: &Pool, m: usize, alpha: f32, x: &[u32], w: &Panels<'_>, bias: Option<&[f32]>, y: &mut [f32], beta: f32) {
+pub fn linear_int8(pool: &Pool, m: usize, alpha: f32, x: &[u32], w: &Weight<'_>, bias: Option<&[f32]>, y: &mut [f32], beta: f32) {
     let addend = if beta == 0.0 { Addend::None } else { Addend::Output { beta } };
     linear_int8_many(pool, m, x, [Part { w: *w, layer: Layer { alpha, bias, activation: None, addend }, y }]);
 }
@@ -219,6 +208,7 @@ pub fn linear_int8_many<const N: usize>(pool: &Pool, m: usize, x: &[u32], parts:
     let wide = parts.iter().map(|part| part.w.rows.div_ceil(PANEL).div_ceil(WIDE_GROUP)).sum::<usize>();
     let group_panels = if tiles > 1 && wide * tiles.div_ceil(8) >= 4 * pool.threads() { WIDE_GROUP } else { GROUP };
     let parts = parts.map(|Part { w, layer, y }| {
+        assert_eq!(w.layout, Layout::Panels, "whole numbers are multiplied with panels");
         let (n, kind) = (w.rows, Kind::of(w.format).expect("the format was repacked"));
         assert_eq!(w.cols, k, "weights take other activations");
         assert_eq!(Some(w.data.len()), repacked_bytes(w.format, n, k), "panels do not match their shape and format");

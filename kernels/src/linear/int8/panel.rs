@@ -40,6 +40,9 @@ pub(super) struct Block {
 }
 
 impl Block {
+    /// Zeros.
+    pub(super) const ZERO: Block = Block { levels: [0; LEVELS], scales: [[0.0; PANEL]; 2], minima: [[0.0; PANEL]; 2] };
+
     /// Size in floats.
     pub(super) const WORDS: usize = size_of::<Block>() / 4;
 
@@ -176,7 +179,7 @@ crate::simd::simd_fn! {
 
 /// Loops of constant length over arrays, so that compilers vectorise them.
 #[inline(always)]
-fn widen_with(kind: Kind, units: &[u8], out: &mut [Block]) {
+pub(super) fn widen_with(kind: Kind, units: &[u8], out: &mut [Block]) {
     for (unit, out) in units.chunks_exact(kind.unit_bytes()).zip(out.chunks_exact_mut(kind.blocks())) {
         let (scales, levels) = unit.split_at(kind.scale_bytes());
         for (index, (bytes, out)) in levels.chunks_exact(kind.level_bytes()).zip(out).enumerate() {

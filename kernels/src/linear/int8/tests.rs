@@ -1,6 +1,6 @@
 use super::*;
 use crate::elementwise::Unary;
-use crate::format::Weight;
+use crate::format::Format;
 use crate::quant::tests::noise;
 use crate::quant::{dequantize, quantize};
 
@@ -30,7 +30,7 @@ fn quantized(pool: &Pool, m: usize, k: usize, x: &[f32]) -> Vec<u32> {
 fn product(pool: &Pool, w: &Weight<'_>, x: &[f32]) -> Vec<f32> {
     let m = x.len() / w.cols;
     let data = panels(pool, w);
-    let w = Panels { format: w.format, rows: w.rows, cols: w.cols, data: &data };
+    let w = Weight::in_panels(w.format, w.rows, w.cols, &data);
     let mut y = vec![f32::NAN; m * w.rows];
     linear_int8(pool, m, 1.0, &quantized(pool, m, w.cols, x), &w, None, &mut y, 0.0);
     y
@@ -188,7 +188,7 @@ fn any_blocks_at_any_place_agree() {
                 let mut words = vec![7; 1 + quantized_words(m, k)];
                 quantize_rows(&pool, m, k, x, &mut words[1..]);
                 let mut y = vec![f32::NAN; 1 + m * n];
-                let panels = Panels { format, rows: n, cols: k, data: &data[3..] };
+                let panels = Weight::in_panels(format, n, k, &data[3..]);
                 linear_int8(&pool, m, 1.0, &words[1..], &panels, None, &mut y[1..], 0.0);
                 assert_same(&y[1..], &spec, &format!("{format:?} {isa} {m}x{n}x{k}"));
             }
@@ -254,7 +254,7 @@ fn epilogue_scales_adds_and_overwrites() {
     let (x, bias, start) = (noise(m * k, 1), noise(n, 2), noise(m * n, 4));
     let plain = product(&pool, &w, &x);
     let data = panels(&pool, &w);
-    let panels = Panels { format: w.format, rows: n, cols: k, data: &data };
+    let panels = Weight::in_panels(w.format, n, k, &data);
     let mut y = start.clone();
     linear_int8(&pool, m, 0.5, &quantized(&pool, m, k, &x), &panels, Some(&bias), &mut y, 2.0);
     for (i, y) in y.iter().enumerate() {
@@ -276,7 +276,7 @@ fn products_together_are_those_alone() {
         let mut i = 0;
         let parts = y.each_mut().map(|y| {
             let (format, rows) = sizes[i];
-            let w = Panels { format, rows, cols: k, data: &data[i] };
+            let w = Weight::in_panels(format, rows, k, &data[i]);
             i += 1;
             let addend = Addend::Output { beta: (i - 1) as f32 };
             Part { w, layer: Layer { alpha: 1.0, bias: None, activation: None, addend }, y }
@@ -299,7 +299,7 @@ fn layers_are_finished_in_one_pass() {
         let pool = Pool::new(2);
         let weight = Weight::new(Format::Q4_1, n, k, &bytes);
         let data = panels(&pool, &weight);
-        let w = Panels { format: Format::Q4_1, rows: n, cols: k, data: &data };
+        let w = Weight::in_panels(Format::Q4_1, n, k, &data);
         let addend = Addend::Matrix { values: &other, row_stride: n, beta: 2.0 };
         let layer = Layer { alpha: 1.0, bias: None, activation: Some(Unary::Relu), addend };
         let mut y = vec![f32::NAN; m * n];

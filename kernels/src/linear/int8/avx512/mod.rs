@@ -8,6 +8,7 @@
 //! many read blocks that were widened into cache by the same unpacking. A sum of 32 products is scaled with two multiply-adds
 //! beside eight `vpdpbusd`; a minimum costs one more.
 
+mod exact;
 mod unpack;
 
 use std::arch::x86_64::*;
@@ -16,6 +17,7 @@ use super::panel::{Block, Kind, PANEL};
 use super::rows::{BLOCK, Line, START, scale_of};
 use super::{PAIR, SHIFT, Tile};
 use crate::format::Format;
+pub(super) use exact::{columns, dots};
 use unpack::{Packed, Source, Wide};
 
 /// Rows of activations that read panels as they are stored.
@@ -34,6 +36,8 @@ macro_rules! for_format {
     };
     (@ $function:ident, $name:ident, ($($arg:expr),*)) => { $function::<Packed<{ Format::$name as usize }>>($($arg),*) };
 }
+
+use for_format;
 
 /// Products of at most [`FEW`] rows with units as they are stored.
 ///
