@@ -1,4 +1,4 @@
-//! Kernels bound by memory in GB/s, beside `memcpy` of one array: what must be read and written once is counted, nothing else.
+//! Kernels bound by memory in GB/s, beside reading and copying in turn with them: what must be read and written once is counted, nothing else.
 //!
 //! `cargo bench -p swift-benches --bench memory -- [threads] [instruction set] [megabytes of an array] [part of a name]`
 //!
@@ -7,8 +7,8 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use swift_benches::fastest;
-use swift_kernels::ceiling::Ceilings;
+use swift_benches::{beside, median};
+use swift_kernels::ceiling::{Stream, Streams};
 use swift_kernels::elementwise::{self, Binary, Broadcast, Instr, Operand, Program, Unary};
 use swift_kernels::glu::{Gate, glu, glu_bwd};
 use swift_kernels::layout::{self, Base};
@@ -18,16 +18,19 @@ use swift_kernels::reduce::{Reduce, segment_reduce, softmax, softmax_dx};
 use swift_kernels::rope::{Layout, Rope, rope};
 use swift_kernels::{norm, topk};
 
-const BUDGET: Duration = Duration::from_millis(300);
+const BUDGET: Duration = Duration::from_millis(500);
 
 /// Columns of every array.
 const COLS: usize = 1024;
 
-struct Bench {
-    pool: Pool,
+/// Bytes of arrays up to which nothing is run in turn with a case: it would find the cache empty.
+const CACHED: usize = 1 << 18;
+
+struct Bench<'a> {
+    pool: &'a Pool,
     filter: String,
     rows: usize,
-    memcpy: f64,
+    streams: Streams,
 }
 
 /// `len` numbers behind as many as it takes to begin with a whole cache line, as the engine's buffers do.
@@ -39,12 +42,22 @@ fn array(len: usize) -> (Vec<f32>, usize) {
     (values, first)
 }
 
-impl Bench {
+impl Bench<'_> {
     /// A case that reads and writes so many arrays.
-    fn case(&self, name: &str, arrays: usize, body: impl FnMut()) {
+    fn case(&mut self, name: &str, arrays: usize, body: impl FnMut()) {
+        self.streamed(name, arrays, Stream::Copy, body);
+    }
+
+    fn streamed(&mut self, name: &str, arrays: usize, stream: Stream, body: impl FnMut()) {
         if name.contains(&self.filter) {
-            let rate = (arrays * self.rows * COLS * 4) as f64 * 1e-9 / fastest(BUDGET, body);
-            println!("{name:24} {rate:8.1} GB/s, {:4.0}% of memcpy", 100.0 * rate / self.memcpy);
+            let bytes = (arrays * self.rows * COLS * 4) as f64;
+            if self.rows * COLS * 4 <= CACHED {
+                println!("{name:24} {:8.1} GB/s", bytes * 1e-9 / median(BUDGET, body));
+                return;
+            }
+            let (pool, streams) = (self.pool, &mut self.streams);
+            let (seconds, share) = beside(BUDGET, bytes, || streams.rate(pool, stream), body);
+            println!("{name:24} {:8.1} GB/s, {:5.1}%", bytes * 1e-9 / seconds, 100.0 * share);
         }
     }
 
@@ -54,13 +67,7 @@ impl Bench {
         let [x, y, z] = arrays.each_ref().map(|(values, first)| &values[*first..][..len]);
         let mut results = [(); 2].map(|()| array(len));
         let [out, other] = results.each_mut().map(|(values, first)| &mut values[*first..][..len]);
-        let piece = (1 << 18).min(len);
-        self.memcpy = 8e-9 * len as f64
-            / fastest(BUDGET, || {
-                self.pool.run_pieces(out, piece, |task, out| out.copy_from_slice(&x[task * piece..][..out.len()]));
-            });
-        println!("{:24} {:8.1} GB/s", "memcpy", self.memcpy);
-        let pool = &self.pool;
+        let pool = self.pool;
         let rows = self.rows;
         let program = |instrs: &[Instr], inputs: usize| {
             let instrs = (0..inputs as u16).map(|input| Instr::Load { input }).chain(instrs.iter().copied()).collect::<Vec<_>>();
@@ -122,13 +129,14 @@ impl Bench {
         self.case("scatter-add-rows", 3, || {
             layout::scatter_add_rows(pool, rows, COLS, Base::Other(x), &order, y, black_box(&mut *out));
         });
+        self.case("embed-dw", 2, || layout::scatter_add_rows(pool, rows, COLS, Base::Zero, &order, y, black_box(&mut *out)));
         let segments: Vec<i32> = (0..rows as i32).map(|i| i / 512).collect();
         let count = rows.div_ceil(512);
-        self.case("segment-sum", 1, || {
+        self.streamed("segment-sum", 1, Stream::Read, || {
             segment_reduce(pool, Reduce::Sum, rows, COLS, x, &segments, count, black_box(&mut out[..count * COLS]));
         });
         let mut best = vec![0; rows * 8];
-        self.case("top-k (8)", 1, || topk::top_k(pool, rows, COLS, 8, x, black_box(&mut best)));
+        self.streamed("top-k (8)", 1, Stream::Read, || topk::top_k(pool, rows, COLS, 8, x, black_box(&mut best)));
     }
 }
 
@@ -144,15 +152,13 @@ fn main() {
             _ => filter = arg,
         }
     }
-    let ceilings = Ceilings::measure(&pool);
+    let mut streams = Streams::new(&pool);
+    let [read, copy, near] = [Stream::Read, Stream::Copy, Stream::CopyNear].map(|stream| streams.rate(&pool, stream) * 1e-9);
     println!(
-        "{} threads, {}, arrays of {:.3} MB; {:.1} GB/s read, {:.1} GB/s read and written ({:.1} on 64 MB)",
+        "{} threads, {}, arrays of {:.3} MB; {read:.1} GB/s read, {copy:.1} GB/s read and written ({near:.1} on 64 MB)",
         pool.threads(),
         pool.isa(),
         rows as f64 * COLS as f64 * 4e-6,
-        ceilings.read * 1e-9,
-        ceilings.copy * 1e-9,
-        ceilings.copy_near * 1e-9
     );
-    Bench { pool, filter, rows, memcpy: 0.0 }.all();
+    Bench { pool: &pool, filter, rows, streams }.all();
 }

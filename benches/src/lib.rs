@@ -1,4 +1,4 @@
-//! Timing for the benches of this package: the best of several runs, no statistics.
+//! Timing for the benches of this package.
 
 use std::time::{Duration, Instant};
 
@@ -30,4 +30,24 @@ pub fn median(budget: Duration, mut body: impl FnMut()) -> f64 {
     }
     runs.sort_by(f64::total_cmp);
     runs[runs.len() / 2]
+}
+
+/// Seconds of the median run of `body`, and the median of what it reaches, where it moves `bytes`, of `ceiling`, which gives bytes a second and
+/// is run in turn with it: both then belong to one period, whatever others do to memory.
+pub fn beside(budget: Duration, bytes: f64, mut ceiling: impl FnMut() -> f64, mut body: impl FnMut()) -> (f64, f64) {
+    body();
+    let start = Instant::now();
+    let mut rounds = Vec::new();
+    while rounds.len() < 5 || start.elapsed() < budget {
+        let most = ceiling();
+        let run = Instant::now();
+        body();
+        rounds.push((run.elapsed().as_secs_f64(), most));
+    }
+    let middle = |value: fn(&(f64, f64)) -> f64| {
+        let mut values: Vec<f64> = rounds.iter().map(value).collect();
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    (middle(|&(seconds, _)| seconds), bytes / middle(|&(seconds, most)| seconds * most))
 }

@@ -3,6 +3,7 @@
 //! Each figure is the fastest of several short runs on all threads of the pool, with the instruction set of the pool. A kernel
 //! can come near a ceiling and not pass it; a reading above 100% means that the ceiling was disturbed while it was taken.
 
+mod streams;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
@@ -13,8 +14,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crate::isa::Isa;
-use crate::pages::prefer_huge;
 use crate::pool::Pool;
+pub use streams::{Stream, Streams};
 
 /// Rates that no kernel on these threads can exceed.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,64 +37,19 @@ pub struct Ceilings {
     pub handoffs: f64,
 }
 
-/// Bytes of the arrays that are streamed: two are larger than the largest caches in use.
-const STREAMED: usize = 256 << 20;
-
-/// Bytes of the arrays of [`Ceilings::copy_near`].
-const NEAR: usize = 64 << 20;
-
-/// Bytes a task streams at a time.
-const PIECE: usize = 1 << 20;
-
-/// Floats by which the readings of [`Ceilings::read`] look ahead; the best counts. Some processors by themselves look no further than a
-/// page.
-const LOOKS: [usize; 3] = [0, 512, 4096];
-
 /// Runs that each figure is the best of.
 const RUNS: usize = 5;
 
 impl Ceilings {
     /// Measures this machine: about two seconds and half a gigabyte.
     pub fn measure(pool: &Pool) -> Ceilings {
-        let (mut source, mut target) = (Vec::new(), Vec::new());
-        for (values, value) in [(&mut source, 1.0f32), (&mut target, 0.0)] {
-            // A line more, to begin with a whole one.
-            let len = STREAMED / size_of::<f32>() + 16;
-            values.reserve_exact(len);
-            prefer_huge(values.spare_capacity_mut());
-            values.resize(len, value);
-        }
-        let whole = |values: &[f32]| values.as_ptr().align_offset(64);
-        let source = &source[whole(&source)..][..STREAMED / size_of::<f32>()];
-        let first = whole(&target);
-        let target = &mut target[first..][..STREAMED / size_of::<f32>()];
-        let piece = PIECE / size_of::<f32>();
-        let read = LOOKS.map(|ahead| {
-            best(|| {
-                pool.run(source.len() / piece, &|task| {
-                    black_box(sum(pool.isa(), &source[task * piece..][..piece], ahead));
-                });
-            })
-        });
-        // The better of stores through the caches and past them.
-        let mut copy = |bytes: usize| {
-            let target = &mut target[..bytes / size_of::<f32>()];
-            let mut one = |stream: bool| {
-                best(|| {
-                    pool.run_pieces(target, piece, |task, target| {
-                        scale(pool.isa(), &source[task * piece..][..target.len()], target, stream)
-                    });
-                })
-            };
-            2.0 * bytes as f64 / one(false).min(one(true))
-        };
-        let (copy, copy_near) = (copy(STREAMED), copy(NEAR));
+        let mut streams = Streams::new(pool);
         Ceilings {
             flops: flops(pool),
             int8_ops: work(pool, int8_work),
-            read: STREAMED as f64 / read.into_iter().fold(f64::INFINITY, f64::min),
-            copy,
-            copy_near,
+            read: streams.fastest(pool, Stream::Read),
+            copy: streams.fastest(pool, Stream::Copy),
+            copy_near: streams.fastest(pool, Stream::CopyNear),
             handoffs: handoffs(),
         }
     }
@@ -211,22 +167,6 @@ fn int8_work(isa: Isa) -> f64 {
     }
 }
 
-fn sum(isa: Isa, x: &[f32], ahead: usize) -> f32 {
-    match isa {
-        #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
-        _ if isa.is_wide() => vector::sum(isa, x, ahead),
-        _ => x.iter().sum(),
-    }
-}
-
-fn scale(isa: Isa, x: &[f32], out: &mut [f32], stream: bool) {
-    match isa {
-        #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
-        _ if isa.is_wide() => vector::scale(isa, x, out, stream),
-        _ => out.iter_mut().zip(x).for_each(|(out, x)| *out = 1.5 * x),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,13 +175,6 @@ mod tests {
     fn every_level_does_its_work() {
         for isa in Isa::available() {
             assert!(float_work(isa) > 0.0 && int8_work(isa) > 0.0);
-            let x: Vec<f32> = (0..4096u16).map(f32::from).collect();
-            assert!(LOOKS.iter().all(|&ahead| sum(isa, &x, ahead) == 4095.0 * 2048.0), "{isa}");
-            for (stream, start) in [(false, 0), (true, 0), (true, 3)] {
-                let mut out = vec![0.0; x.len() - start];
-                scale(isa, &x[start..], &mut out, stream);
-                assert!(out.iter().zip(&x[start..]).all(|(out, x)| *out == 1.5 * x), "{isa}");
-            }
         }
     }
 }

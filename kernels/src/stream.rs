@@ -9,6 +9,13 @@ use crate::isa::Isa;
 /// Floats from which a result is stored past the caches: 32 MB. Tests need no such arrays.
 const LARGE: usize = if cfg!(test) { 4096 } else { 8 << 20 };
 
+/// Most elements of a task over arrays as large: a megabyte. What is fetched behind its end is another thread's, and its own first lines
+/// nobody fetched.
+pub(crate) const GRAIN: usize = 256 * 1024;
+
+/// Tasks that are enough for the threads of any machine.
+const TASKS: usize = 64;
+
 /// Floats by which rows from anywhere are fetched ahead, at least: 8 KB. The processor looks no further than the page of a row, and
 /// more than a row of 4 KB is on its way.
 const LEAD: usize = 2048;
@@ -46,6 +53,11 @@ pub(crate) unsafe fn copy(isa: Isa, src: *const f32, out: *mut f32, len: usize, 
 #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 pub(crate) unsafe fn copy_rows(isa: Isa, rows: &[*const f32], out: *mut f32, len: usize) {
     vector::copy_rows(isa, rows, out, len);
+}
+
+/// Elements of a task over `len` of them in rows: `grain`, more where the caches do not hold them.
+pub(crate) fn grain(grain: usize, len: usize) -> usize {
+    if len >= LARGE { (len / TASKS).clamp(grain, GRAIN) } else { grain }
 }
 
 /// Hints that the cache line of `p` will be read, one that lies where the processor would not look by itself; never faults. It goes to

@@ -12,17 +12,24 @@
 //! as fit `FOLDED` values. Filters of one value need no unfolding. Tensors are `[batch, channels, height, width]` and weights
 //! `[out, in / groups, height, width]`, as in PyTorch; what is padded is zero.
 //!
-//! Rejected: tiles that read a padded image as it lies, for each weight of a filter in turn, in 200 lines. 64 filters of 3 by 3 over 64 channels of
-//! 56 by 56 took 0.83 ms instead of 0.88 in the matrix unit and 0.85 instead of 0.87 without, longer sequences 10% more time.
+//! Between many channels, at neighbouring places and in the matrix unit nothing is unfolded: an image is split once and read from another place
+//! on for each weight of a filter (`shifted`, `weight`).
+//!
+//! Rejected: the same without the matrix unit, in 200 lines. 64 filters of 3 by 3 over 64 channels of 56 by 56 took 0.85 ms instead of 0.87,
+//! longer sequences 10% more time.
 //!
 //! All outputs are overwritten. Error is that of [`crate::gemm`] over the values that an element sums; results are bitwise the same
 //! for any number of threads.
 
 #[cfg(test)]
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod shifted;
 #[cfg(test)]
 mod tests;
 mod unfold;
+#[cfg(target_arch = "x86_64")]
+mod weight;
 
 use crate::gemm::blocked::{Out, Sizes, blocked, run};
 use crate::gemm::kernel::Epilogue;
@@ -31,10 +38,15 @@ use crate::gemm::scratch::with_scratch;
 use crate::gemm::{MatRef, gemm};
 use crate::lora::Second;
 use crate::pool::{Disjoint, Pool};
+#[cfg(target_arch = "x86_64")]
+use shifted::Shifted;
 use unfold::Taps;
 
 /// Values of an unfolded gradient that exist at a time, unless those of one channel are more.
 const FOLDED: usize = 1 << 20;
+
+/// Computes planes of the output for a group, an image and a bias without a product of the unfolded image, or says that it does not.
+type Direct<'a> = dyn Fn(usize, &[f32], Option<&[f32]>, Disjoint<'_, f32>) -> bool + Sync + 'a;
 
 /// Sizes of a convolution; pairs are height and width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -148,23 +160,33 @@ pub fn conv2d(pool: &Pool, conv: &Conv, x: &[f32], w: &[f32], bias: Option<&[f32
     let (y, taps) = (Disjoint::new(y), Taps::new(conv));
     // A bias is a product of rank one with them, added to each tile.
     let ones = vec![1.0; if bias.is_some() { places.next_multiple_of(GROUP) } else { 0 }];
-    run(pool, images < 2 * pool.threads(), images, &|index| {
-        let group = index % conv.groups;
-        let out = y.after(index * y_len);
-        let bias = bias.map(|bias| &bias[group * sizes.m..][..sizes.m]);
-        if sizes.k == 0 {
-            // SAFETY: each image and group has a part of the output to itself.
-            let planes = unsafe { out.slice(0, y_len) }.chunks_exact_mut(places);
-            return planes.enumerate().for_each(|(o, plane)| plane.fill(bias.map_or(0.0, |bias| bias[o])));
-        }
-        let filters = MatRef::new(&w[group * w_len..][..w_len], sizes.k);
-        let image = &x[index * x_len..][..x_len];
-        let unfold = taps.of(image);
-        let panels = if conv.is_plain() { Panels::Dense(MatRef::new(image, places)) } else { unfold.panels() };
-        let epilogue = Epilogue { alpha: 1.0, beta: 0.0, bias: None, addend: None };
-        let bias = bias.map(|bias| Second::new(1.0, 1, MatRef::new(bias, 1), &ones));
-        blocked(pool, sizes, filters.into(), panels, Out::Plain(out, places), epilogue, bias.as_ref());
-    });
+    let each = |direct: &Direct<'_>| {
+        run(pool, images < 2 * pool.threads(), images, &|index| {
+            let group = index % conv.groups;
+            let out = y.after(index * y_len);
+            let bias = bias.map(|bias| &bias[group * sizes.m..][..sizes.m]);
+            if sizes.k == 0 {
+                // SAFETY: each image and group has a part of the output to itself.
+                let planes = unsafe { out.slice(0, y_len) }.chunks_exact_mut(places);
+                return planes.enumerate().for_each(|(o, plane)| plane.fill(bias.map_or(0.0, |bias| bias[o])));
+            }
+            let image = &x[index * x_len..][..x_len];
+            if direct(group, image, bias, out) {
+                return;
+            }
+            let filters = MatRef::new(&w[group * w_len..][..w_len], sizes.k);
+            let unfold = taps.of(image);
+            let panels = if conv.is_plain() { Panels::Dense(MatRef::new(image, places)) } else { unfold.panels() };
+            let epilogue = Epilogue { alpha: 1.0, beta: 0.0, bias: None, addend: None };
+            let bias = bias.map(|bias| Second::new(1.0, 1, MatRef::new(bias, 1), &ones));
+            blocked(pool, sizes, filters.into(), panels, Out::Plain(out, places), epilogue, bias.as_ref());
+        })
+    };
+    #[cfg(target_arch = "x86_64")]
+    if let Some(shifted) = Shifted::forward(pool.isa(), conv) {
+        return shifted.over(pool, w, each);
+    }
+    each(&|_, _, _, _| false);
 }
 
 /// Gradient of the input of [`conv2d`].
@@ -183,27 +205,38 @@ pub fn conv2d_dx(pool: &Pool, conv: &Conv, dy: &[f32], w: &[f32], dx: &mut [f32]
     }
     let images = conv.batch * conv.groups;
     let dx = Disjoint::new(dx);
-    run(pool, images < 2 * pool.threads(), images, &|index| {
-        let filters = MatRef::new(&w[index % conv.groups * w_len..][..w_len], inputs * taps);
-        let dy = MatRef::new(&dy[index * y_len..][..y_len], places);
-        let channels = (FOLDED / (taps * places)).clamp(1, inputs);
-        with_scratch(channels * taps * places, |unfolded| {
-            for first in (0..inputs).step_by(channels) {
-                let count = channels.min(inputs - first);
-                let rows = &mut unfolded[..count * taps * places];
-                // Beyond the end only where there are no outputs, and then nothing is read.
-                let data = filters.data.get(first * taps..).unwrap_or_default();
-                let some = MatRef { data, ..filters }.transposed();
-                gemm(pool, count * taps, places, outputs, 1.0, some, dy, rows, places, 0.0);
-                let rows = &*rows;
-                pool.run(count, &|channel| {
-                    // SAFETY: each channel of each image has a plane of its own.
-                    let plane = unsafe { dx.slice(index * x_len + (first + channel) * plane, plane) };
-                    meets.fold(&rows[channel * taps * places..][..taps * places], plane);
-                });
+    let each = |direct: &Direct<'_>| {
+        run(pool, images < 2 * pool.threads(), images, &|index| {
+            let (group, dy) = (index % conv.groups, &dy[index * y_len..][..y_len]);
+            if direct(group, dy, None, dx.after(index * x_len)) {
+                return;
             }
-        });
-    });
+            let filters = MatRef::new(&w[group * w_len..][..w_len], inputs * taps);
+            let dy = MatRef::new(dy, places);
+            let channels = (FOLDED / (taps * places)).clamp(1, inputs);
+            with_scratch(channels * taps * places, |unfolded| {
+                for first in (0..inputs).step_by(channels) {
+                    let count = channels.min(inputs - first);
+                    let rows = &mut unfolded[..count * taps * places];
+                    // Beyond the end only where there are no outputs, and then nothing is read.
+                    let data = filters.data.get(first * taps..).unwrap_or_default();
+                    let some = MatRef { data, ..filters }.transposed();
+                    gemm(pool, count * taps, places, outputs, 1.0, some, dy, rows, places, 0.0);
+                    let rows = &*rows;
+                    pool.run(count, &|channel| {
+                        // SAFETY: each channel of each image has a plane of its own.
+                        let plane = unsafe { dx.slice(index * x_len + (first + channel) * plane, plane) };
+                        meets.fold(&rows[channel * taps * places..][..taps * places], plane);
+                    });
+                }
+            });
+        })
+    };
+    #[cfg(target_arch = "x86_64")]
+    if let Some(shifted) = Shifted::backward(pool.isa(), conv) {
+        return shifted.over(pool, w, each);
+    }
+    each(&|_, _, _, _| false);
 }
 
 /// Gradient of the weight of [`conv2d`], summed over images in their order.
@@ -219,8 +252,20 @@ pub fn conv2d_dw(pool: &Pool, conv: &Conv, dy: &[f32], x: &[f32], dw: &mut [f32]
     if w_len == 0 || conv.batch == 0 {
         return dw.fill(0.0);
     }
+    #[cfg(target_arch = "x86_64")]
+    let weight = weight::Weight::new(pool.isa(), conv);
     let (dw, taps) = (Disjoint::new(dw), Taps::new(conv));
     run(pool, conv.groups < 2 * pool.threads(), conv.groups, &|group| {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(weight) = &weight {
+            let parts = |image: usize| {
+                let index = image * conv.groups + group;
+                (&dy[index * y_len..][..y_len], &x[index * x_len..][..x_len])
+            };
+            if weight.run(pool, parts, dw.after(group * w_len)) {
+                return;
+            }
+        }
         for image in 0..conv.batch {
             let index = image * conv.groups + group;
             let dy = MatRef::new(&dy[index * y_len..][..y_len], places);

@@ -112,14 +112,63 @@ fn non_finite_values_stay_within_reach_of_the_filter() {
     }
 }
 
+/// Some channels, or in the matrix unit some places, at a time.
 #[test]
-fn large_images_are_folded_some_channels_at_a_time() {
+fn large_images_are_taken_in_parts() {
     let conv = Conv { in_channels: 9, input: [150, 150], out_channels: 2, ..shapes()[0] };
-    let (w, dy) = (noise(conv.w_len(), 1), noise(conv.y_len(), 2));
+    let (x, w, dy) = (noise(conv.x_len(), 3), noise(conv.w_len(), 1), noise(conv.y_len(), 2));
     assert!(conv.in_channels * 9 * conv.places() > FOLDED);
-    let mut dx = vec![f32::NAN; conv.x_len()];
-    conv2d_dx(&Pool::new(2), &conv, &dy, &w, &mut dx);
-    assert_close("dx", &dx, &scalar::d_x(&conv, &dy, &w), 18);
+    for isa in Isa::available() {
+        let pool = Pool::with_isa(2, isa);
+        let (mut y, mut dx, mut dw) = (dy.clone(), x.clone(), w.clone());
+        conv2d(&pool, &conv, &x, &w, None, &mut y);
+        assert_close("y", &y, &scalar::forward(&conv, &x, &w, None), 81);
+        conv2d_dx(&pool, &conv, &dy, &w, &mut dx);
+        assert_close("dx", &dx, &scalar::d_x(&conv, &dy, &w), 18);
+        conv2d_dw(&pool, &conv, &dy, &x, &mut dw);
+        assert_close("dw", &dw, &scalar::d_w(&conv, &dy, &x), conv.places());
+    }
+}
+
+/// Channels of several tiles, whose last ones are not full.
+#[test]
+fn many_channels_meet_many() {
+    let conv = Conv { in_channels: 70, out_channels: 45, input: [9, 21], batch: 2, ..shapes()[0] };
+    let (x, w, dy) = (noise(conv.x_len(), 1), noise(conv.w_len(), 2), noise(conv.y_len(), 3));
+    for isa in Isa::available() {
+        let pool = Pool::with_isa(2, isa);
+        let (mut y, mut dx, mut dw) = (dy.clone(), x.clone(), w.clone());
+        conv2d(&pool, &conv, &x, &w, None, &mut y);
+        assert_close("y", &y, &scalar::forward(&conv, &x, &w, None), conv.filter());
+        conv2d_dx(&pool, &conv, &dy, &w, &mut dx);
+        assert_close("dx", &dx, &scalar::d_x(&conv, &dy, &w), 9 * conv.out_channels);
+        conv2d_dw(&pool, &conv, &dy, &x, &mut dw);
+        assert_close("dw", &dw, &scalar::d_w(&conv, &dy, &x), 2 * conv.places());
+    }
+}
+
+/// One number that is not finite, wherever it is, is where it would be in sums of products.
+#[test]
+fn a_nan_reaches_what_it_is_multiplied_into() {
+    let conv = Conv { batch: 2, ..shapes()[0] };
+    let all = |len| vec![1.0f32; len];
+    for isa in Isa::available() {
+        let pool = Pool::with_isa(2, isa);
+        for (bad_x, bad_w, bad_dy) in [(true, false, false), (false, true, false), (false, false, true)] {
+            let [mut x, mut w, mut dy] = [all(conv.x_len()), all(conv.w_len()), all(conv.y_len())];
+            // In the second image, in a filter's middle, and in the second image's second channel.
+            let places = [(bad_x, &mut x, conv.x_len() / 2 + 10), (bad_w, &mut w, 4), (bad_dy, &mut dy, conv.y_len() / 2 + 50)];
+            places.into_iter().filter(|(bad, ..)| *bad).for_each(|(_, values, at)| values[at] = f32::NAN);
+            let [mut y, mut dx, mut dw] = [all(conv.y_len()), all(conv.x_len()), all(conv.w_len())];
+            conv2d(&pool, &conv, &x, &w, None, &mut y);
+            conv2d_dx(&pool, &conv, &dy, &w, &mut dx);
+            conv2d_dw(&pool, &conv, &dy, &x, &mut dw);
+            let same = |got: &[f32], want: &[f64]| got.iter().zip(want).all(|(got, want)| got.is_nan() == want.is_nan());
+            assert!(same(&y, &scalar::forward(&conv, &x, &w, None)), "{isa} y");
+            assert!(same(&dx, &scalar::d_x(&conv, &dy, &w)), "{isa} dx");
+            assert!(same(&dw, &scalar::d_w(&conv, &dy, &x)), "{isa} dw");
+        }
+    }
 }
 
 #[test]

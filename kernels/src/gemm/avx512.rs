@@ -233,7 +233,7 @@ unsafe fn columns(t: &Transpose, start: usize, block: [__m512; LANES]) {
 /// Transposes 16 by 16 values: pairs, then quadruples, then 128-bit lanes.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn transposed(rows: [__m512; LANES]) -> [__m512; LANES] {
+pub(crate) fn transposed(rows: [__m512; LANES]) -> [__m512; LANES] {
     let mut out = rows;
     let mut quads = rows;
     for g in (0..LANES).step_by(4) {

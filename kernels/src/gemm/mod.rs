@@ -48,6 +48,9 @@ pub use grouped::{Member, gemm_grouped};
 pub use operand::{MatRef, Operand};
 pub use scratch::SCRATCH_BYTES;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::transposed;
+
 use blocked::{Out, Sizes, blocked};
 use kernel::Epilogue;
 use pack::Panels;

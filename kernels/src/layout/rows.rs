@@ -7,9 +7,6 @@ use crate::stream;
 /// Elements that are worth a task of their own.
 const GRAIN: usize = 16 * 1024;
 
-/// Elements of a task that stores past the caches: what is fetched behind its end is another thread's.
-const PAST_GRAIN: usize = 256 * 1024;
-
 /// `dst[i] = src[idx[i]]` for rows of `d`; `src` is `[rows, d]`. A negative index gives zeros.
 ///
 /// # Panics
@@ -33,7 +30,7 @@ pub(crate) fn copy_rows<T: Copy + Default + Send + Sync>(
 ) {
     let isa = pool.isa();
     let past = size_of::<T>() == 4 && d.is_multiple_of(16) && stream::is_large(isa, dst.len(), dst.as_ptr().cast(), &[]);
-    let per_task = (if past { PAST_GRAIN } else { GRAIN } / d).max(1);
+    let per_task = (stream::grain(GRAIN, dst.len()) / d).max(1);
     pool.run_pieces(dst, per_task * d, |task, dst| {
         let row = |at: usize| source(task * per_task + at).map(|row| &src[row * d..][..d]);
         #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
@@ -81,7 +78,7 @@ pub fn scatter_add_rows(pool: &Pool, rows: usize, d: usize, base: Base<'_>, idx:
     let (start, order) = sort_by_number(rows, idx);
     let isa = pool.isa();
     let past = !matches!(base, Base::InPlace) && d.is_multiple_of(16) && stream::is_large(isa, dst.len(), dst.as_ptr(), &[]);
-    let per_task = (if past { PAST_GRAIN } else { GRAIN } / d).max(1);
+    let per_task = (stream::grain(GRAIN, dst.len()) / d).max(1);
     pool.run_pieces(dst, per_task * d, |task, dst| {
         let first = task * per_task;
         let sums = Sums { d, start: &start[first..=first + dst.len() / d], order: &order, src };

@@ -24,14 +24,23 @@ simd_fn! {
                 let mut base = if base.is_null() { base } else { base.add(at * d) };
                 if end == first + 1 && first + lead < order.len() {
                     // What most rows have.
-                    sum(s, past, base, [row(first)], [row(first + lead)], d, out);
+                    if past {
+                        sum::<S, true>(s, base, [row(first)], [row(first + lead)], d, out);
+                    } else {
+                        sum::<S, false>(s, base, [row(first)], [row(first + lead)], d, out);
+                    }
                 } else if end > first || base != out {
                     let past = past && end - first <= TOGETHER;
                     let mut place = first;
                     loop {
                         let next = end.min(place + TOGETHER);
                         let ahead = (place + lead).min(order.len())..(next + lead).min(order.len());
-                        sum(s, past, base, (place..next).map(row), ahead.map(row), d, out);
+                        let (rows, ahead) = ((place..next).map(row), ahead.map(row));
+                        if past {
+                            sum::<S, true>(s, base, rows, ahead, d, out);
+                        } else {
+                            sum::<S, false>(s, base, rows, ahead, d, out);
+                        }
                         (base, place) = (out, next);
                         if place == end {
                             break;
@@ -47,11 +56,11 @@ simd_fn! {
 /// meanwhile.
 ///
 /// # Safety
-/// Rows and `base` are readable and `out` is writable for `d` floats, and begins at a whole line if `past`.
+/// Rows and `base` are readable and `out` is writable for `d` floats. If `PAST`, the result goes past the caches; then `d` is whole lines, and
+/// `out` begins with one.
 #[inline(always)]
-unsafe fn sum<S: Simd>(
+unsafe fn sum<S: Simd, const PAST: bool>(
     s: S,
-    past: bool,
     base: *const f32,
     rows: impl IntoIterator<Item = *const f32> + Clone,
     ahead: impl IntoIterator<Item = *const f32> + Clone,
@@ -59,7 +68,7 @@ unsafe fn sum<S: Simd>(
     out: *mut f32,
 ) {
     for i in (0..d).step_by(S::LANES) {
-        let n = d - i;
+        let n = if PAST { S::LANES } else { d - i };
         for row in ahead.clone() {
             prefetch_far(row.wrapping_add(i));
         }
@@ -74,7 +83,7 @@ unsafe fn sum<S: Simd>(
             for row in rows.clone() {
                 sum = s.add(sum, s.load_up_to(row.add(i), n));
             }
-            put_up_to(s, past, out.add(i), n, sum);
+            put_up_to(s, PAST, out.add(i), n, sum);
         }
     }
 }

@@ -22,8 +22,8 @@ const GRAIN: usize = 16 * 1024;
 const DW_ROWS: usize = 256;
 
 /// Rows of one task.
-fn rows_per_task(d: usize) -> usize {
-    (GRAIN / d.max(1)).max(1)
+fn rows_per_task(rows: usize, d: usize) -> usize {
+    (stream::grain(GRAIN, rows * d) / d.max(1)).max(1)
 }
 
 /// Normalizes the rows of `x` into `y` and keeps `inv_rms` (one for each row) for the gradient.
@@ -42,7 +42,7 @@ pub fn rms_norm(
     assert!(x.len() == rows * d && y.len() == rows * d && inv_rms.len() == rows, "length of an operand of rms_norm");
     assert!(w.is_none_or(|w| w.len() == d), "length of the norm weight");
     let offset = f32::from(u8::from(unit_offset));
-    let per_task = rows_per_task(d);
+    let per_task = rows_per_task(rows, d);
     let past = d.is_multiple_of(16) && stream::is_large(pool.isa(), y.len(), y.as_ptr(), &[]);
     let y = Disjoint::new(y);
     pool.run_pieces(inv_rms, per_task, |task, inv_rms| {
@@ -83,7 +83,7 @@ pub fn rms_norm_dx(
         return;
     }
     let offset = f32::from(u8::from(unit_offset));
-    let per_task = rows_per_task(d);
+    let per_task = rows_per_task(rows, d);
     let past = d.is_multiple_of(16) && stream::is_large(pool.isa(), dx.len(), dx.as_ptr(), &[]);
     pool.run_pieces(dx, per_task * d, |task, dx| {
         for (index, dx) in dx.chunks_exact_mut(d).enumerate() {

@@ -85,7 +85,7 @@ pub fn reduce(pool: &Pool, op: Reduce, outer: usize, len: usize, inner: usize, x
             *out = scalar::finish(op, scalar::combine(op, partial), len);
         }
     } else {
-        let per_task = (GRAIN / len.max(1)).max(1);
+        let per_task = (stream::grain(GRAIN, outer * len) / len.max(1)).max(1);
         pool.run_pieces(out, per_task, |task, out| {
             for (index, out) in out.iter_mut().enumerate() {
                 let x = &x[(task * per_task + index) * len..][..len];
@@ -111,7 +111,7 @@ pub fn softmax(pool: &Pool, rows: usize, cols: usize, x: &[f32], out: &mut [f32]
     if cols == 0 {
         return;
     }
-    let per_task = (GRAIN / cols).max(1);
+    let per_task = (stream::grain(GRAIN, rows * cols) / cols).max(1);
     let past = cols.is_multiple_of(16) && stream::is_large(pool.isa(), out.len(), out.as_ptr(), &[]);
     pool.run_pieces(out, per_task * cols, |task, out| {
         let x = &x[task * per_task * cols..][..out.len()];
@@ -138,7 +138,7 @@ pub fn softmax_dx(pool: &Pool, rows: usize, cols: usize, y: &[f32], dy: &[f32], 
     if cols == 0 {
         return;
     }
-    let per_task = (GRAIN / cols).max(1);
+    let per_task = (stream::grain(GRAIN, rows * cols) / cols).max(1);
     let past = cols.is_multiple_of(16) && stream::is_large(pool.isa(), dx.len(), dx.as_ptr(), &[]);
     pool.run_pieces(dx, per_task * cols, |task, dx| {
         let start = task * per_task * cols;

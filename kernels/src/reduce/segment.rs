@@ -55,6 +55,9 @@ pub fn segment_reduce(pool: &Pool, op: Reduce, n: usize, d: usize, x: &[f32], se
 #[track_caller]
 pub(crate) fn sort_by_number(count: usize, numbers: &[i32]) -> (Vec<u32>, Vec<u32>) {
     assert!(u32::try_from(numbers.len()).is_ok(), "places of numbers fit 32 bits");
+    if numbers.is_sorted() {
+        return sorted_by_number(count, numbers);
+    }
     // While places are handed out, `start[s + 1]` is the next one of `s`; in the end that is where `s + 1` begins.
     let mut start = vec![0u32; count + 2];
     for &number in numbers {
@@ -74,4 +77,57 @@ pub(crate) fn sort_by_number(count: usize, numbers: &[i32]) -> (Vec<u32>, Vec<u3
         }
     }
     (start, order)
+}
+
+/// As [`sort_by_number`], of numbers in order, as those of packed sequences are: counting these one by one would wait for each sum.
+#[track_caller]
+fn sorted_by_number(count: usize, numbers: &[i32]) -> (Vec<u32>, Vec<u32>) {
+    let first = numbers.partition_point(|&number| number < 0);
+    assert!(numbers.last().is_none_or(|&last| last < 0 || (last as usize) < count), "number out of range");
+    let (mut start, mut begun) = (vec![0u32; count + 1], 0);
+    for (place, &number) in numbers[first..].iter().enumerate() {
+        // No number is negative here.
+        let number = number as usize;
+        if number >= begun {
+            start[begun..=number].fill(place as u32);
+            begun = number + 1;
+        }
+    }
+    start[begun..].fill((numbers.len() - first) as u32);
+    (start, (first as u32..numbers.len() as u32).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever order numbers come in, places of each are in order.
+    #[test]
+    fn places_by_number() {
+        let mut state = 5u32;
+        for (count, len) in [(1, 0), (1, 9), (7, 40), (40, 7), (300, 300)] {
+            let mut numbers: Vec<i32> = (0..len)
+                .map(|_| {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    (state >> 16) as i32 % (count as i32 + 2) - 2
+                })
+                .collect();
+            for sorted in [false, true] {
+                if sorted {
+                    numbers.sort_unstable();
+                }
+                let (start, order) = sort_by_number(count, &numbers);
+                for number in 0..count {
+                    let want: Vec<u32> = (0..len as u32).filter(|&i| numbers[i as usize] == number as i32).collect();
+                    assert_eq!(order[start[number] as usize..start[number + 1] as usize], want, "{numbers:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "out of range")]
+    fn sorted_numbers_are_checked() {
+        sort_by_number(3, &[-1, 0, 3]);
+    }
 }

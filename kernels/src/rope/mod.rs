@@ -14,6 +14,8 @@ mod tests;
 #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 mod vector;
 
+use std::ops::Range;
+
 use crate::gemm::scratch::with_scratch;
 use crate::pool::Pool;
 use crate::stream;
@@ -79,52 +81,23 @@ pub unsafe fn rope_raw(pool: &Pool, rope: Rope<'_>, positions: &[i32], x: *const
     let last = rope.rows.iter().max().map_or(0, |&row| usize::from(row));
     assert!(positions.len() >= (last + 1) * rope.n && (last > 0 || positions.len() == rope.n), "number of positions");
     let width = rope.heads * rope.head_dim;
-    let per_task = (GRAIN / width.max(1)).max(1);
     let steepest = rope.inv_freq.iter().fold(0.0f32, |a, f| a.max(f.abs()));
     // Past the caches only whole lines go.
     let part = if rope.layout == Layout::Halves { pairs } else { rope.rotary_dim };
     let lines = rope.head_dim.is_multiple_of(16) && part.is_multiple_of(16);
     let past = lines && stream::is_large(pool.isa(), rope.n * width, out, &[x]);
+    let per_task = (stream::grain(GRAIN, rope.n * width) / width.max(1)).max(1);
     let data = Buffers { x, out };
     pool.run(rope.n.div_ceil(per_task), &|task| {
         let data = &data;
+        let tokens = Tokens { tokens: task * per_task..rope.n.min((task + 1) * per_task), positions, x: data.x, out: data.out };
         with_scratch(7 * pairs, |scratch| {
-            let (at, rest) = scratch.split_at_mut(pairs);
-            let (cos, rest) = rest.split_at_mut(pairs);
-            let (sin, rest) = rest.split_at_mut(pairs);
-            let (cosines, sines) = rest.split_at_mut(2 * pairs);
-            for token in task * per_task..rope.n.min((task + 1) * per_task) {
-                let farthest = if rope.rows.is_empty() {
-                    at.fill(positions[token] as f32);
-                    (positions[token] as f32).abs()
-                } else {
-                    at.iter_mut().zip(rope.rows).for_each(|(at, &row)| *at = positions[usize::from(row) * rope.n + token] as f32);
-                    at.iter().fold(0.0f32, |a, at| a.max(at.abs()))
-                };
-                // SAFETY: the token lies inside both buffers; the input is read only by this task
-                // if it is also the output.
-                unsafe {
-                    let (x, out) = (data.x.add(token * width), data.out.add(token * width));
-                    match pool.isa() {
-                        #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
-                        isa if isa.is_wide() => {
-                            if steepest * farthest <= vector::LARGEST {
-                                vector::angles(isa, &rope, at, cos, sin);
-                            } else {
-                                scalar::angles(&rope, at, cos, sin);
-                            }
-                            if rope.layout == Layout::Interleaved {
-                                vector::spread(isa, cos, sin, [cosines, sines]);
-                                vector::rotate(isa, past, &rope, cosines, sines, x, out);
-                            } else {
-                                vector::rotate(isa, past, &rope, cos, sin, x, out);
-                            }
-                        }
-                        _ => {
-                            scalar::angles(&rope, at, cos, sin);
-                            scalar::rotate(&rope, cos, sin, x, out);
-                        }
-                    }
+            // SAFETY: tokens lie inside both buffers; the input is read only by this task if it is also the output.
+            unsafe {
+                match pool.isa() {
+                    #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+                    isa if isa.is_wide() => vector::tokens(isa, past, steepest, &rope, tokens, scratch),
+                    _ => scalar::tokens(&rope, tokens, scratch),
                 }
             }
         });
@@ -132,6 +105,25 @@ pub unsafe fn rope_raw(pool: &Pool, rope: Rope<'_>, positions: &[i32], x: *const
             stream::fence();
         }
     });
+}
+
+/// Tokens of one task, and the buffers of all.
+struct Tokens<'a> {
+    tokens: Range<usize>,
+    positions: &'a [i32],
+    x: *const f32,
+    out: *mut f32,
+}
+
+/// The position of each pair of a token; returns the farthest.
+#[inline(always)]
+fn places(rope: &Rope<'_>, positions: &[i32], token: usize, at: &mut [f32]) -> f32 {
+    if rope.rows.is_empty() {
+        at.fill(positions[token] as f32);
+        return (positions[token] as f32).abs();
+    }
+    at.iter_mut().zip(rope.rows).for_each(|(at, &row)| *at = positions[usize::from(row) * rope.n + token] as f32);
+    at.iter().fold(0.0f32, |a, at| a.max(at.abs()))
 }
 
 /// Shared by tasks that touch disjoint tokens.

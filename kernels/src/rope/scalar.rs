@@ -1,6 +1,22 @@
 //! Specification of the rotation.
 
-use super::{Layout, Rope};
+use super::{Layout, Rope, Tokens, places};
+
+/// Rotates tokens; `scratch` has room for three numbers of each pair.
+///
+/// # Safety
+/// The buffers hold the tokens, and are equal or do not overlap.
+pub(super) unsafe fn tokens(rope: &Rope<'_>, to: Tokens<'_>, scratch: &mut [f32]) {
+    let (pairs, width) = (rope.rotary_dim / 2, rope.heads * rope.head_dim);
+    let (at, rest) = scratch.split_at_mut(pairs);
+    let (cos, rest) = rest.split_at_mut(pairs);
+    for token in to.tokens {
+        places(rope, to.positions, token, at);
+        angles(rope, at, cos, &mut rest[..pairs]);
+        // SAFETY: promised by the caller.
+        unsafe { rotate(rope, cos, &rest[..pairs], to.x.add(token * width), to.out.add(token * width)) };
+    }
+}
 
 /// Cosines and sines of one token, whose pair `i` is at position `at[i]`: one of each for a pair, in the order of the pairs.
 pub(super) fn angles(rope: &Rope<'_>, at: &[f32], cos: &mut [f32], sin: &mut [f32]) {

@@ -243,13 +243,13 @@ macro_rules! simd_fn {
             #[allow(clippy::too_many_arguments, reason = "kernels take sizes and operands flat")]
             fn body<$S: $crate::simd::Simd>($s: $S $(, $arg: $ty)*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
             #[allow(clippy::too_many_arguments, reason = "kernels take sizes and operands flat")]
             fn avx512($($arg: $ty),*) $(-> $ret)? {
                 body($crate::simd::Avx512::new() $(, $arg)*)
             }
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma,f16c")]
+            #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
             #[allow(clippy::too_many_arguments, reason = "kernels take sizes and operands flat")]
             fn avx2($($arg: $ty),*) $(-> $ret)? {
                 body($crate::simd::Avx2::new() $(, $arg)*)

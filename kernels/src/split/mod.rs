@@ -16,11 +16,12 @@
 
 mod product;
 
-pub(crate) use product::{Columns, accumulate, low_product, product};
+pub(crate) use product::{Columns, Tiled, accumulate, chunks, low_product, product, product_of};
 
 use std::arch::x86_64::*;
 
 use crate::amx::TILE_BYTES;
+use crate::gemm::transposed;
 
 /// Rows or columns of a chunk.
 pub(crate) const WIDTH: usize = 32;
@@ -162,6 +163,78 @@ unsafe fn right_with<const CAREFUL: bool>(src: *const f32, stride: usize, cols: 
                     // SAFETY: as above.
                     unsafe { _mm512_storeu_si512(tiles.add((part * 2 + half) * LANES + pair), pairs(a[part], b[part])) };
                 }
+            }
+        }
+    }
+    _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(seen, seen) == 0
+}
+
+/// Splits up to 32 channels, `stride` apart, at 16 places, of which `lanes` are read and the others zero: the first `count` places become rows of
+/// a tile each, one after the other, of pairs of channels as those of a chunk, and the tiles of another part are `apart` floats behind. Whether all
+/// are finite; if they are not, what is written is of no use.
+///
+/// # Safety
+/// As [`left`]; `src` has the channels' values in those lanes, and `out` room for `count` rows of each part.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+#[expect(clippy::needless_range_loop, reason = "a pair has a place in each part")]
+pub(crate) unsafe fn places(
+    src: *const f32,
+    stride: usize,
+    channels: usize,
+    (lanes, count): (u16, usize),
+    out: *mut f32,
+    apart: usize,
+) -> bool {
+    let mut seen = _mm512_setzero_ps();
+    let mut split = [[_mm512_setzero_ps(); LANES]; PARTS];
+    for pair in 0..LANES.min(channels) {
+        let load = |channel: usize| {
+            let lanes = if channel < channels { lanes } else { 0 };
+            // SAFETY: lanes of the channel's values.
+            unsafe { _mm512_maskz_loadu_ps(lanes, src.wrapping_add(channel * stride)) }
+        };
+        let (a, b) = (load(pair), load(pair + LANES));
+        let (a, b) = (parts::<false>(a, &mut seen), parts::<false>(b, &mut seen));
+        for part in 0..PARTS {
+            split[part][pair] = _mm512_castsi512_ps(pairs(a[part], b[part]));
+        }
+    }
+    for (part, &pairs) in split.iter().enumerate() {
+        for (place, row) in transposed(pairs).iter().enumerate().take(count) {
+            // SAFETY: a row of the part.
+            unsafe { _mm512_storeu_ps(out.add(part * apart + place * LANES), *row) };
+        }
+    }
+    _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(seen, seen) == 0
+}
+
+/// Splits 16 channels, `stride` apart, at `count` places: each place becomes a row of a tile, the pairs of what each channel has there and 16
+/// places on, and rows of another part are `apart` floats behind. Whether all are finite; if they are not, what is written is of no use.
+///
+/// # Safety
+/// As [`left`]; `src` has `count` values of each channel, a multiple of 16, and 16 more, and `out` room for `count` rows of each part.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+pub(crate) unsafe fn along_places(src: *const f32, stride: usize, count: usize, out: *mut f32, apart: usize) -> bool {
+    let mut seen = _mm512_setzero_ps();
+    let mut last = [[_mm512_setzero_ps(); PARTS]; LANES];
+    for at in (0..count + LANES).step_by(LANES) {
+        let mut split = [[_mm512_setzero_ps(); LANES]; PARTS];
+        for (channel, last) in last.iter_mut().enumerate() {
+            // SAFETY: 16 values of the channel.
+            let values = unsafe { _mm512_loadu_ps(src.add(channel * stride + at)) };
+            let next = parts::<false>(values, &mut seen);
+            for part in 0..PARTS {
+                split[part][channel] = _mm512_castsi512_ps(pairs(last[part], next[part]));
+            }
+            *last = next;
+        }
+        if at == 0 {
+            continue;
+        }
+        for (part, &pairs) in split.iter().enumerate() {
+            for (place, row) in transposed(pairs).iter().enumerate() {
+                // SAFETY: a row of the part.
+                unsafe { _mm512_storeu_ps(out.add(part * apart + (at - LANES + place) * LANES), *row) };
             }
         }
     }

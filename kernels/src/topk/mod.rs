@@ -2,12 +2,13 @@
 //!
 //! Few of a row (a router's experts, a sampler's candidates) are what reaches a bound that is found first, or, in short rows and
 //! where too much reaches it, are kept in a sorted list while the row passes once; blocks whose largest element is below the
-//! smallest of the list cost one comparison an element. Many are found by selection. Both give the order of the specification exactly: larger first, a NaN before any number, and of equal elements the
-//! one with the smaller index.
+//! smallest of the list cost one comparison an element. Many are found by selection. Both give the order of the specification exactly:
+//! larger first, a NaN before any number, and of equal elements the one with the smaller index.
 
 use std::cmp::Ordering;
 
 use crate::pool::{Disjoint, Pool};
+use crate::stream;
 
 #[cfg(test)]
 mod tests;
@@ -35,23 +36,19 @@ const BLOCK: usize = 32;
 pub fn top_k(pool: &Pool, rows: usize, cols: usize, k: usize, x: &[f32], idx: &mut [i32]) {
     assert!(k > 0 && k <= cols && i32::try_from(cols).is_ok(), "top_k of {cols} columns cannot give {k}");
     assert!(x.len() == rows * cols && idx.len() == rows * k, "length of an operand of top_k");
-    let per_task = (GRAIN / cols).max(1);
+    let per_task = (stream::grain(GRAIN, rows * cols) / cols).max(1);
     let idx = Disjoint::new(idx);
     pool.run(rows.div_ceil(per_task), &|task| {
-        for row in task * per_task..rows.min((task + 1) * per_task) {
-            // SAFETY: rows do not overlap, and a task is alone with its rows.
-            let out = unsafe { idx.slice(row * k, k) };
-            let x = &x[row * cols..][..cols];
-            match pool.isa() {
-                _ if k > LIST => select(x, out),
-                #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
-                isa if isa.is_wide() => {
-                    if !vector::filter(isa, x, out) {
-                        vector::list(isa, x, out);
-                    }
-                }
-                _ => list(x, out),
-            }
+        let (first, end) = (task * per_task, rows.min((task + 1) * per_task));
+        // SAFETY: rows do not overlap, and a task is alone with its rows.
+        let out = unsafe { idx.slice(first * k, (end - first) * k) };
+        let x = &x[first * cols..end * cols];
+        let each = x.chunks_exact(cols).zip(out.chunks_exact_mut(k));
+        match pool.isa() {
+            _ if k > LIST => each.for_each(|(x, out)| select(x, out)),
+            #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+            isa if isa.is_wide() => vector::rows(isa, cols, k, x, out),
+            _ => each.for_each(|(x, out)| list(x, out)),
         }
     });
 }

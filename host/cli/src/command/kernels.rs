@@ -30,7 +30,7 @@ pub(crate) fn kernels(environment: &Environment, args: &BenchKernelsArgs) -> Res
         1e6 / ceilings.handoffs
     );
     let row = |m: &Measured| {
-        let ceiling = m.bound.ceiling(&ceilings);
+        let ceiling = m.ceiling(&ceilings);
         let percent = 100.0 * m.rate / ceiling;
         if args.json {
             let rounded = |x: f64| (x * 100.0).round() / 100.0;

@@ -1,7 +1,8 @@
 //! Every kernel family measured on this machine, beside what the machine can do at most.
 //!
 //! A case is a small graph, compiled as any other: what is measured is what a training run or a server gets, launches included. Of
-//! the run of a case only the launches count, not the copies of its results. The figure is the median of several runs.
+//! the run of a case only the launches count, not the copies of its results. The figure is the median of several runs. What memory gives
+//! moves from one second to the next where others use it, so what it bounds is run in turn with reading or copying as much as can be.
 
 mod cache;
 mod cases;
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 use swift_graph::passes::{self, Options};
 use swift_graph::plan::plan;
 use swift_graph::{Bindings, Graph};
-use swift_kernels::ceiling::Ceilings;
+use swift_kernels::ceiling::{Ceilings, Stream, Streams};
 
 use crate::{CpuDevice, Device, Error, Executable, Result, Store};
 use cases::Case;
@@ -66,6 +67,16 @@ impl Bound {
         };
         of * 1e-9
     }
+
+    /// What is run in turn with a case.
+    fn stream(self) -> Option<Stream> {
+        match self {
+            Bound::Read => Some(Stream::Read),
+            Bound::Copy => Some(Stream::Copy),
+            Bound::CopyNear => Some(Stream::CopyNear),
+            Bound::Flops | Bound::Int8 | Bound::Handoff => None,
+        }
+    }
 }
 
 /// A figure.
@@ -83,6 +94,15 @@ pub struct Measured {
     pub rate: f64,
     /// What limits it.
     pub bound: Bound,
+    /// The ceiling where it was measured in turn with the case: `rate` is the median share of it.
+    pub beside: Option<f64>,
+}
+
+impl Measured {
+    /// What the rate is held against: the ceiling of the same rounds, or else that of the machine.
+    pub fn ceiling(&self, ceilings: &Ceilings) -> f64 {
+        self.beside.unwrap_or_else(|| self.bound.ceiling(ceilings))
+    }
 }
 
 /// Measures one family. A family takes a few seconds to a minute.
@@ -97,14 +117,18 @@ pub fn family(device: &CpuDevice, name: &str, report: &mut dyn FnMut(&Measured))
         pool::measure(device.pool(), report);
         return Ok(());
     }
+    let mut streams = None;
     for build in cases::of(name) {
-        report(&measure(device, build(device)?)?);
+        report(&measure(device, build(device)?, &mut streams)?);
     }
     Ok(())
 }
 
 /// Least time spent on a case, after the first run: a hundred runs of a small layer, while what takes longer has [`RUNS`].
 const BUDGET: Duration = Duration::from_millis(150);
+
+/// The same for what memory bounds, with its ceiling: twenty rounds of a copy of 256 MB and a kernel as fast.
+const STREAMED_BUDGET: Duration = Duration::from_millis(400);
 
 /// Least runs of a case.
 const RUNS: usize = 5;
@@ -116,22 +140,34 @@ fn compile(device: &CpuDevice, graph: Graph, store: &Store) -> Result<Box<dyn Ex
     device.compile(plan)
 }
 
-fn measure(device: &CpuDevice, case: Case) -> Result<Measured> {
+fn measure(device: &CpuDevice, case: Case, streams: &mut Option<Streams>) -> Result<Measured> {
     let Case { op, shape, format, graph, inputs, mut store, precision, amount, bound } = case;
     let mut executable = compile(device, graph, &store)?;
     executable.set_precision(precision);
     let mut run = || -> Result<f64> {
         executable.set_profiling(true);
         executable.run(&mut store, &Bindings::new(), &inputs)?;
-        Ok(executable.profile().map_or(0.0, |profile| profile.total().as_secs_f64()))
+        let seconds = executable.profile().map_or(0.0, |profile| profile.total().as_secs_f64());
+        Ok(seconds.max(f64::MIN_POSITIVE))
     };
     run()?;
+    let (mut seconds, mut shares) = (Vec::new(), Vec::new());
+    let pool = device.pool();
+    let mut beside = bound.stream().map(|stream| (stream, streams.get_or_insert_with(|| Streams::new(pool))));
+    let budget = if beside.is_some() { STREAMED_BUDGET } else { BUDGET };
     let start = Instant::now();
-    let mut seconds = Vec::new();
-    while seconds.len() < RUNS || start.elapsed() < BUDGET {
+    while seconds.len() < RUNS || start.elapsed() < budget {
+        let ceiling = beside.as_mut().map(|(stream, streams)| streams.rate(pool, *stream));
         seconds.push(run()?);
+        shares.extend(ceiling.map(|ceiling| amount / (seconds[seconds.len() - 1] * ceiling)));
     }
-    seconds.sort_by(f64::total_cmp);
-    let median = seconds[seconds.len() / 2].max(f64::MIN_POSITIVE);
-    Ok(Measured { op, shape, format, seconds: median, rate: amount / median * 1e-9, bound })
+    let seconds = median(&mut seconds).expect("a case runs");
+    let rate = amount / seconds * 1e-9;
+    Ok(Measured { op, shape, format, seconds, rate, bound, beside: median(&mut shares).map(|share| rate / share) })
+}
+
+/// Of nothing there is none.
+fn median(values: &mut [f64]) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
 }

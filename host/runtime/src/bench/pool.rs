@@ -20,7 +20,7 @@ pub(super) fn measure(pool: &Pool, report: &mut dyn FnMut(&Measured)) {
         seconds.sort_by(f64::total_cmp);
         let seconds = seconds[READINGS / 2];
         let (op, shape, format) = (op.to_string(), format!("{tasks} tasks"), "-".to_string());
-        report(&Measured { op, shape, format, seconds, rate: 1e-6 / seconds, bound: Bound::Handoff });
+        report(&Measured { op, shape, format, seconds, rate: 1e-6 / seconds, bound: Bound::Handoff, beside: None });
     };
     let run = || {
         pool.run(tasks, &|task| {
