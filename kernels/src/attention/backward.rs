@@ -11,7 +11,7 @@
 //! queries that see any of it, and each block of rows of a gradient sums what concerns it.
 
 use super::forward::Keys;
-use super::product::{Left, Product};
+use super::product::{Left, NOTHING, Product};
 use super::tile::{self, Bias, PANEL, Queries, Units, padded};
 use super::{Inputs, Saved, Spec};
 use crate::gemm::scratch::with_scratch;
@@ -115,6 +115,7 @@ pub(super) unsafe fn run(
                             left: Left::Rows(ldq),
                             b: kt[panel * dim..].as_ptr(),
                             ldb: pitch,
+                            ahead: NOTHING,
                             c: p[rows.start * KEYS + panel..].as_mut_ptr(),
                             ldc: KEYS,
                             adds: false,
@@ -159,6 +160,7 @@ pub(super) unsafe fn run(
                         left: Left::Columns(KEYS),
                         b: d_o,
                         ldb: ldd,
+                        ahead: NOTHING,
                         c: d_v.as_mut_ptr(),
                         ldc: value_width,
                         adds: begun,
@@ -174,6 +176,7 @@ pub(super) unsafe fn run(
                         left: Left::Rows(KEYS),
                         b: k,
                         ldb: ldk,
+                        ahead: NOTHING,
                         c: d_q.start.wrapping_add(begin * d_q.stride),
                         ldc: d_q.stride,
                         adds: std::mem::replace(visited, true),
