@@ -44,23 +44,26 @@ pub(super) struct Part<'a> {
     pub(super) visited: &'a mut [bool],
 }
 
-/// Gives the gradients of the keys and values of `part` to `out`, and adds to the gradients of the
+/// What a task works on.
+pub(super) struct Job<'a> {
+    pub(super) isa: Isa,
+    pub(super) spec: &'a Spec,
+    pub(super) x: &'a Inputs<'a>,
+    pub(super) saved: &'a Saved<'a>,
+    /// Those of the key head in the run.
+    pub(super) keys: Keys<'a>,
+    pub(super) part: Part<'a>,
+    pub(super) d_bias: Option<&'a Disjoint<'a, f32>>,
+}
+
+/// Gives the gradients of the keys and values of the part to `out`, and adds to the gradients of the
 /// queries at `d_q(head)`, or begins those of tiles that are not visited yet. Gradients of a bias are
 /// written where they are not zero.
 ///
 /// # Safety
 /// Nobody else uses `d_q` of these heads, which has rows for the run.
-pub(super) unsafe fn run(
-    isa: Isa,
-    spec: &Spec,
-    x: &Inputs<'_>,
-    saved: &Saved<'_>,
-    keys: Keys<'_>,
-    part: Part<'_>,
-    d_q: impl Fn(usize) -> Rows,
-    d_bias: Option<&Disjoint<'_, f32>>,
-    mut out: impl FnMut(usize, &[f32], &[f32]),
-) {
+pub(super) unsafe fn run(job: Job<'_>, d_q: impl Fn(usize) -> Rows, mut out: impl FnMut(usize, &[f32], &[f32])) {
+    let Job { isa, spec, x, saved, keys, part, d_bias } = job;
     let (dim, value_dim, len, group) = (spec.head_dim, spec.value_dim, part.run.len(), spec.group());
     let (k_pitch, v_pitch) = (tile::pitch(padded(dim)), tile::pitch(padded(value_dim)));
     let (width, value_width) = (padded(dim), padded(value_dim));
