@@ -11,7 +11,7 @@
 //! queries that see any of it, and each block of rows of a gradient sums what concerns it.
 
 use super::forward::Keys;
-use super::product::{Left, Product};
+use super::product::{Left, NOTHING, Product};
 use super::tile::{self, Bias, PANEL, Queries, Units, padded};
 use super::{Inputs, Saved, Spec};
 use crate::gemm::scratch::with_scratch;
@@ -44,23 +44,26 @@ pub(super) struct Part<'a> {
     pub(super) visited: &'a mut [bool],
 }
 
-/// Gives the gradients of the keys and values of `part` to `out`, and adds to the gradients of the
+/// What a task works on.
+pub(super) struct Job<'a> {
+    pub(super) isa: Isa,
+    pub(super) spec: &'a Spec,
+    pub(super) x: &'a Inputs<'a>,
+    pub(super) saved: &'a Saved<'a>,
+    /// Those of the key head in the run.
+    pub(super) keys: Keys<'a>,
+    pub(super) part: Part<'a>,
+    pub(super) d_bias: Option<&'a Disjoint<'a, f32>>,
+}
+
+/// Gives the gradients of the keys and values of the part to `out`, and adds to the gradients of the
 /// queries at `d_q(head)`, or begins those of tiles that are not visited yet. Gradients of a bias are
 /// written where they are not zero.
 ///
 /// # Safety
 /// Nobody else uses `d_q` of these heads, which has rows for the run.
-pub(super) unsafe fn run(
-    isa: Isa,
-    spec: &Spec,
-    x: &Inputs<'_>,
-    saved: &Saved<'_>,
-    keys: Keys<'_>,
-    part: Part<'_>,
-    d_q: impl Fn(usize) -> Rows,
-    d_bias: Option<&Disjoint<'_, f32>>,
-    mut out: impl FnMut(usize, &[f32], &[f32]),
-) {
+pub(super) unsafe fn run(job: Job<'_>, d_q: impl Fn(usize) -> Rows, mut out: impl FnMut(usize, &[f32], &[f32])) {
+    let Job { isa, spec, x, saved, keys, part, d_bias } = job;
     let (dim, value_dim, len, group) = (spec.head_dim, spec.value_dim, part.run.len(), spec.group());
     let (k_pitch, v_pitch) = (tile::pitch(padded(dim)), tile::pitch(padded(value_dim)));
     let (width, value_width) = (padded(dim), padded(value_dim));
@@ -115,6 +118,7 @@ pub(super) unsafe fn run(
                             left: Left::Rows(ldq),
                             b: kt[panel * dim..].as_ptr(),
                             ldb: pitch,
+                            ahead: NOTHING,
                             c: p[rows.start * KEYS + panel..].as_mut_ptr(),
                             ldc: KEYS,
                             adds: false,
@@ -159,6 +163,7 @@ pub(super) unsafe fn run(
                         left: Left::Columns(KEYS),
                         b: d_o,
                         ldb: ldd,
+                        ahead: NOTHING,
                         c: d_v.as_mut_ptr(),
                         ldc: value_width,
                         adds: begun,
@@ -174,6 +179,7 @@ pub(super) unsafe fn run(
                         left: Left::Rows(KEYS),
                         b: k,
                         ldb: ldk,
+                        ahead: NOTHING,
                         c: d_q.start.wrapping_add(begin * d_q.stride),
                         ldc: d_q.stride,
                         adds: std::mem::replace(visited, true),

@@ -10,7 +10,7 @@
 //! own last key, and each block of rows of `O` sums up to its own.
 
 use super::Spec;
-use super::product::{Left, Product};
+use super::product::{Left, NOTHING, Product};
 use super::tile::{self, Bias, NO_SCORE, PAD, PANEL, Queries, SLACK, Units, mask, padded};
 use crate::gemm::scratch::with_scratch;
 use crate::isa::Isa;
@@ -74,6 +74,7 @@ pub(super) fn attend(
                             left: Left::Rows(keys.k_stride),
                             b: qt[panel * dim + vectors * PAD..].as_ptr(),
                             ldb: pitch,
+                            ahead: NOTHING,
                             c: scores[keys_seen.start * pitch + vectors * PAD..].as_mut_ptr(),
                             ldc: pitch,
                             adds: false,
@@ -105,6 +106,7 @@ pub(super) fn attend(
                         left: Left::Columns(pitch),
                         b: v.as_ptr(),
                         ldb: keys.v_stride,
+                        ahead: NOTHING,
                         c: o.as_mut_ptr(),
                         ldc: width,
                         adds: !fresh,

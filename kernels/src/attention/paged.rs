@@ -6,7 +6,7 @@
 //! contexts are read by all threads. A row's arithmetic depends on its own position, mask and keys
 //! alone: not on threads, on other rows, or on how its sequence was cut into steps.
 
-use super::product::{Left, Product};
+use super::product::{Kept, Left, NOTHING, Product, STREAMS};
 use super::tile::{self, NO_SCORE, PAD, Queries, Units, padded};
 use super::{CacheFormat, PAGE, Place, Spec, Step};
 use crate::gemm::scratch::with_scratch;
@@ -29,6 +29,9 @@ const SCORES: usize = SPLIT * PAGE + PAD;
 /// With fewer tasks than this, parts become tasks of their own.
 const FEW: usize = 16;
 
+/// Tasks of a thread then, about: neighbouring parts are one, so that what the next one reads is fetched meanwhile.
+const SHARES: usize = 8;
+
 /// Up to so many rows, halves and bytes are widened on their way into a product; for more, once for all of
 /// them.
 const NARROW: usize = 12;
@@ -49,6 +52,11 @@ struct Pass {
 }
 
 impl Pass {
+    /// Pages of a part, none if there is none.
+    fn pages_of(&self, part: usize) -> &[(usize, usize, usize)] {
+        self.parts.get(part).map_or(&[], |part| &self.pages[part.clone()])
+    }
+
     fn queries(&self, spec: &Spec, places: &[Place], keys: usize, kv_head: usize) -> Queries<LANES> {
         let group = spec.group();
         let lanes = self.lanes.clone().map(|lane| {
@@ -120,12 +128,13 @@ pub(super) fn attend(
             with_scratch(2 * piece, |scratch| {
                 let (scratch, other) = scratch.split_at_mut(piece);
                 let mut sums = Sums::new(scratch, queries.count, width);
-                for (number, part) in pass.parts.iter().enumerate() {
+                for number in 0..pass.parts.len() {
+                    let (pages, next) = (pass.pages_of(number), pass.pages_of(number + 1));
                     if number == 0 {
-                        cache.sum(&queries, kv_head, &pass.pages[part.clone()], &mut sums);
+                        cache.sum(&queries, kv_head, pages, next, &mut sums);
                     } else {
                         let mut more = Sums::new(other, queries.count, width);
-                        cache.sum(&queries, kv_head, &pass.pages[part.clone()], &mut more);
+                        cache.sum(&queries, kv_head, pages, next, &mut more);
                         sums.join(isa, &more, width);
                     }
                 }
@@ -134,17 +143,23 @@ pub(super) fn attend(
         });
         return;
     }
-    // Few rows over long contexts: every part is a task, and they are joined in order afterwards.
+    // Few rows over long contexts: some parts are a task, and all are joined in order afterwards.
     let piece = passes.iter().map(|pass| Sums::floats(pass.lanes.len(), width)).max().unwrap_or(0);
     with_scratch(tasks * parts * piece, |scratch| {
         let all = Disjoint::new(scratch);
-        pool.run(tasks * parts, &|task| {
-            let (pass, kv_head) = (&passes[task / parts / spec.kv_heads], task / parts % spec.kv_heads);
-            let Some(part) = pass.parts.get(task % parts) else { return };
+        let together = (tasks * parts / (SHARES * pool.threads())).clamp(1, parts);
+        let stretches = parts.div_ceil(together);
+        pool.run(tasks * stretches, &|task| {
+            let (task, stretch) = (task / stretches, task % stretches);
+            let (pass, kv_head) = (&passes[task / spec.kv_heads], task % spec.kv_heads);
             let queries = pass.queries(spec, places, keys, kv_head);
-            // SAFETY: each part belongs to one task.
-            let mut sums = Sums::new(unsafe { all.slice(task * piece, piece) }, queries.count, width);
-            cache.sum(&queries, kv_head, &pass.pages[part.clone()], &mut sums);
+            let end = pass.parts.len().min((stretch + 1) * together);
+            for number in stretch * together..end {
+                let next = if number + 1 < end { pass.pages_of(number + 1) } else { &[] };
+                // SAFETY: each part belongs to one task.
+                let sums = unsafe { all.slice((task * parts + number) * piece, piece) };
+                cache.sum(&queries, kv_head, pass.pages_of(number), next, &mut Sums::new(sums, queries.count, width));
+            }
         });
         let join = |task: usize| {
             let (pass, kv_head) = (&passes[task / spec.kv_heads], task % spec.kv_heads);
@@ -234,14 +249,27 @@ impl<'a> Cache<'a> {
         }
     }
 
-    /// Sums the values of the `pages` of a part under the weights of the queries; `into` is overwritten.
-    fn sum(&self, queries: &Queries<LANES>, kv_head: usize, pages: &[(usize, usize, usize)], into: &mut Sums<'_>) {
+    /// Sums the values of the `pages` of a part under the weights of the queries; `into` is overwritten. The part of the pages `next` is summed
+    /// after this one.
+    fn sum(
+        &self,
+        queries: &Queries<LANES>,
+        kv_head: usize,
+        pages: &[(usize, usize, usize)],
+        next: &[(usize, usize, usize)],
+        into: &mut Sums<'_>,
+    ) {
         let Cache { isa, spec, .. } = *self;
         let (dim, value_dim, count) = (spec.head_dim, spec.value_dim, queries.count);
         let width = padded(value_dim);
         assert!(into.acc.len() == count * width && (1..=SPLIT).contains(&pages.len()));
         let held: [Held<'_>; SPLIT] = std::array::from_fn(|i| self.page(queries, kv_head, pages[i.min(pages.len() - 1)]));
         let held = &held[..pages.len()];
+        // Values are fetched while keys are multiplied, and the keys of the next part while values are. Both at once would not fit into the
+        // places that pages a power of two from each other share in the second-level cache.
+        let next: [_; STREAMS] = std::array::from_fn(|i| next.get(i).map(|&page| self.page(queries, kv_head, page).k));
+        let values: [_; STREAMS] = std::array::from_fn(|i| held.get(i).map(|page| page.v));
+
         // Few rows read a cache where it is; values must be whole vectors then.
         let here = count <= NARROW;
         with_scratch(count * (dim + SCORES) + PAGE * (dim + value_dim + tile::pitch(width)), |scratch| {
@@ -261,6 +289,7 @@ impl<'a> Cache<'a> {
                     left: Left::Rows(dim),
                     b: k_page.as_ptr(),
                     ldb: PAGE,
+                    ahead: NOTHING,
                     c: scores[number * PAGE..].as_mut_ptr(),
                     ldc: SCORES,
                     adds: false,
@@ -269,7 +298,7 @@ impl<'a> Cache<'a> {
                 // SAFETY: `count` rows of queries, `dim` rows of a page of keys, `count` rows of scores.
                 unsafe {
                     if here || k.is_wide() {
-                        k.multiply(isa, products);
+                        k.multiply(isa, products, &values, number);
                     } else {
                         k.widen(isa, &mut k_page[..]);
                         products.run(isa);
@@ -291,6 +320,7 @@ impl<'a> Cache<'a> {
                     left: Left::Rows(SCORES),
                     b: v_page.as_ptr(),
                     ldb: value_dim,
+                    ahead: NOTHING,
                     c: into.acc.as_mut_ptr(),
                     ldc: width,
                     adds: number > 0,
@@ -299,7 +329,7 @@ impl<'a> Cache<'a> {
                 // SAFETY: `count` rows of scores, `len` rows of values, and `acc` has rows for all queries.
                 unsafe {
                     if here && value_dim == width {
-                        v.multiply(isa, values);
+                        v.multiply(isa, values, &next, number);
                     } else {
                         let rows = if let Some(rows) = v.floats() {
                             rows
@@ -369,19 +399,24 @@ impl<'a> Page<'a> {
         }
     }
 
-    /// The product with this as its right operand, instead of the one it names.
+    /// The product with this as its right operand, instead of the one it names, while this quarter of each of some other pages is fetched.
     ///
     /// # Safety
     /// As [`Product::run`].
-    unsafe fn multiply(&self, isa: Isa, p: Product<'_>) {
-        let Product { m, n, k, a, left, ldb, c, ldc, adds, terms, .. } = p;
+    unsafe fn multiply(&self, isa: Isa, p: Product<'_>, next: &[Option<Page<'_>>; STREAMS], quarter: usize) {
         let words = self.words.as_ptr();
+        const { assert!(SPLIT == STREAMS) };
+        let next = next.map(|page| {
+            let words = page.map_or(self.words, |page| page.words);
+            words.as_ptr().wrapping_add(quarter * words.len() / STREAMS)
+        });
         // SAFETY: promised by the caller; words hold whole elements.
         unsafe {
             match self.format {
-                CacheFormat::F32 => Product { b: words.cast(), ..p }.run(isa),
-                CacheFormat::F16 => Product { b: words.cast::<u16>(), m, n, k, a, left, ldb, c, ldc, adds, terms }.run(isa),
-                CacheFormat::Int8 => Product { b: words.cast::<i8>(), m, n, k, a, left, ldb, c, ldc, adds, terms }.run(isa),
+                CacheFormat::F32 if p.m > NARROW => Product { b: words.cast(), ..p }.run(isa),
+                CacheFormat::F32 => p.by(words.cast::<Kept>(), next.map(|next| next.cast())).run(isa),
+                CacheFormat::F16 => p.by(words.cast::<u16>(), next.map(|next| next.cast())).run(isa),
+                CacheFormat::Int8 => p.by(words.cast::<i8>(), next.map(|next| next.cast())).run(isa),
             }
         }
     }

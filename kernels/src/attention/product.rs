@@ -4,10 +4,13 @@
 //! one by rows of whole vectors, which may be halves or bytes. A block of sums is as large as the
 //! registers allow: with AVX-512 six rows by four vectors, or eight by three, where 24 fused
 //! multiply-adds stand against ten or eleven loads; with AVX2 six by two.
+//!
+//! A cache lies past those of the processor, which by itself looks ahead in one page of 4 KB at a time: while one part of it is multiplied,
+//! the next is fetched, from four places by turns.
 
 use super::tile::union;
 use crate::isa::Isa;
-use crate::simd::{Simd, simd_fn};
+use crate::simd::{Simd, prefetch_far, simd_fn};
 use std::ops::Range;
 
 /// How the left operand is stored.
@@ -32,8 +35,20 @@ fn parts(columns: usize) -> impl Iterator<Item = (usize, usize)> {
 /// Terms of a panel's part that stay in the first-level cache while all rows pass over it.
 const DEPTH: usize = 128;
 
+/// Places that a product fetches from by turns: memory answers faster than if it were asked for one after the other.
+pub(super) const STREAMS: usize = 4;
+
+/// Nothing is fetched.
+pub(super) const NOTHING: [*const f32; STREAMS] = [std::ptr::null(); STREAMS];
+
+/// Bytes of a line of the caches.
+const LINE: usize = 64;
+
 /// Elements of a right operand.
 pub(super) trait Element: Copy {
+    /// Whether what comes next is fetched meanwhile: elements that lie past the caches.
+    const FETCHES: bool = true;
+
     /// A vector of them as floats.
     ///
     /// # Safety
@@ -45,6 +60,8 @@ pub(super) trait Element: Copy {
 }
 
 impl Element for f32 {
+    const FETCHES: bool = false;
+
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, p: *const f32) -> S::F {
         // SAFETY: promised by the caller.
@@ -52,6 +69,22 @@ impl Element for f32 {
     }
     fn product(isa: Isa, p: Product<'_, f32>) {
         product_f32(isa, p);
+    }
+}
+
+/// A float of a cache.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(super) struct Kept(f32);
+
+impl Element for Kept {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const Kept) -> S::F {
+        // SAFETY: promised by the caller; it is a float.
+        unsafe { s.load(p.cast()) }
+    }
+    fn product(isa: Isa, p: Product<'_, Kept>) {
+        product_kept(isa, p);
     }
 }
 
@@ -92,6 +125,8 @@ pub(super) struct Product<'a, T = f32> {
     pub(super) b: *const T,
     /// Distance of the rows of `b`.
     pub(super) ldb: usize,
+    /// What is fetched meanwhile, if elements of this kind are: as many as `b` has, by turns from each of these.
+    pub(super) ahead: [*const T; STREAMS],
     pub(super) c: *mut f32,
     pub(super) ldc: usize,
     /// Add to `c` rather than overwrite it.
@@ -101,7 +136,13 @@ pub(super) struct Product<'a, T = f32> {
     pub(super) terms: &'a [Range<u32>],
 }
 
-impl<T: Element> Product<'_, T> {
+impl<'a, T: Element> Product<'a, T> {
+    /// The product with another right operand, stored alike.
+    pub(super) fn by<U>(self, b: *const U, ahead: [*const U; STREAMS]) -> Product<'a, U> {
+        let Product { m, n, k, a, left, ldb, c, ldc, adds, terms, .. } = self;
+        Product { m, n, k, a, left, b, ldb, ahead, c, ldc, adds, terms }
+    }
+
     /// # Safety
     /// The operands are readable, as far as `terms` reach, and `c` is writable for these sizes, and
     /// `c` overlaps neither.
@@ -117,6 +158,16 @@ simd_fn! {
         match p.left {
             Left::Rows(row) => product::<S, f32, false>(s, &p, row),
             Left::Columns(column) => product::<S, f32, true>(s, &p, column),
+        }
+    }
+}
+
+simd_fn! {
+    /// Callers uphold the contract of [`Product::run`].
+    fn product_kept<S>(s, p: Product<'_, Kept>) {
+        match p.left {
+            Left::Rows(row) => product::<S, Kept, false>(s, &p, row),
+            Left::Columns(_) => unreachable!("a cache stands against rows of queries or weights"),
         }
     }
 }
@@ -203,6 +254,8 @@ unsafe fn rows<S: Simd, T: Element, const NV: usize, const COLUMNS: bool>(
                     stride,
                     b: b.add(first * p.ldb),
                     ldb: p.ldb,
+                    // What earlier columns and terms have fetched.
+                    ahead: p.ahead.map(|from| from.wrapping_add((p.k * j + first * NV * S::LANES) / STREAMS)),
                     k: last - first,
                     c: p.c.add(i * p.ldc + j),
                     ldc: p.ldc,
@@ -244,6 +297,7 @@ struct Block<T> {
     stride: usize,
     b: *const T,
     ldb: usize,
+    ahead: [*const T; STREAMS],
     k: usize,
     c: *mut f32,
     ldc: usize,
@@ -269,14 +323,21 @@ unsafe fn sums<S: Simd, T: Element, const MR: usize, const NV: usize, const COLU
         }
         let (mut a, mut b) = (block.a, block.b);
         let mut left = block.k;
-        if MR * NV == 24 {
+        if MR * NV == 24 || T::FETCHES {
+            let mut fetched = 0;
             while left >= UNROLL {
-                for _ in 0..UNROLL {
+                for turn in 0..UNROLL {
+                    if T::FETCHES {
+                        for line in 0..(NV * S::LANES * size_of::<T>()).div_ceil(LINE) {
+                            prefetch_far(block.ahead[turn].wrapping_add(fetched).wrapping_byte_add(line * LINE).cast());
+                        }
+                    }
                     term::<S, T, MR, NV>(s, a, row, b, &mut acc);
                     a = a.wrapping_add(step);
                     b = b.wrapping_add(block.ldb);
                 }
                 left -= UNROLL;
+                fetched += NV * S::LANES;
             }
         }
         for _ in 0..left {
@@ -293,7 +354,7 @@ unsafe fn sums<S: Simd, T: Element, const MR: usize, const NV: usize, const COLU
 }
 
 /// Terms of the large blocks that are written out, so that the end of the loop is foreseen.
-const UNROLL: usize = 4;
+const UNROLL: usize = STREAMS;
 
 /// Adds one term to all sums.
 ///

@@ -2,7 +2,7 @@
 
 use super::amx;
 use super::amx::forward::SplitKeys;
-use super::backward::{self, KEYS, Part, Rows};
+use super::backward::{self, Job, KEYS, Part, Rows};
 use super::forward::{Keys, QUERIES, attend};
 use super::tile::{self, Bias, Queries, padded};
 use super::{Inputs, Saved, Spec};
@@ -318,6 +318,7 @@ pub(super) fn backward(
             let visited = unsafe { marks.slice(task.visited, group * task.run.len().div_ceil(backward::QUERIES)) };
             let part = Part { run: task.run.clone(), kv_head: task.kv_head, keys: task.keys.clone(), visited };
             let keys = keys(spec, x, &task.run, task.kv_head);
+            let job = Job { isa: pool.isa(), spec, x, saved, keys, part, d_bias: d_bias.as_ref() };
             let out = |key: usize, d_key: &[f32], d_value: &[f32]| {
                 let row = (task.run.start + key) * spec.kv_heads + task.kv_head;
                 // SAFETY: each key of a key head belongs to one task.
@@ -331,9 +332,9 @@ pub(super) fn backward(
             // SAFETY: one part of each key head in each run has the output, the others have room of their own.
             unsafe {
                 if split {
-                    amx::backward::run(pool.isa(), spec, x, saved, keys, part, d_q, d_bias.as_ref(), out);
+                    amx::backward::run(job, d_q, out);
                 } else {
-                    backward::run(pool.isa(), spec, x, saved, keys, part, d_q, d_bias.as_ref(), out);
+                    backward::run(job, d_q, out);
                 }
             }
         });

@@ -8,15 +8,12 @@
 //! Keys are lanes, so that weights and gradients of scores are split where they lie: as right operands by columns of 32 keys, and, for
 //! `dQ`, as left ones by rows. A column of a tile is computed, split and multiplied while it is in the first-level cache.
 
-use super::super::backward::{Chain, Part, QUERIES, Rows, Seen, chain_rule, prepare, query_tiles};
-use super::super::forward::Keys;
+use super::super::backward::{Chain, Job, QUERIES, Rows, Seen, chain_rule, prepare, query_tiles};
 use super::super::tile::Units;
-use super::super::{Inputs, Saved, Spec};
 use super::forward::turn;
 use super::{columns, rows, terms, transposed_rows};
 use crate::amx::Tiles;
 use crate::gemm::scratch::with_scratch;
-use crate::isa::Isa;
 use crate::pool::Disjoint;
 use crate::simd::simd_fn;
 use crate::split::{CHUNK, DEPTH, WIDTH, accumulate, room};
@@ -36,17 +33,8 @@ const BLOCK: usize = WIDTH * WIDTH;
 ///
 /// # Safety
 /// As there.
-pub(crate) unsafe fn run(
-    isa: Isa,
-    spec: &Spec,
-    x: &Inputs<'_>,
-    saved: &Saved<'_>,
-    keys: Keys<'_>,
-    part: Part<'_>,
-    d_q: impl Fn(usize) -> Rows,
-    d_bias: Option<&Disjoint<'_, f32>>,
-    mut out: impl FnMut(usize, &[f32], &[f32]),
-) {
+pub(crate) unsafe fn run(job: Job<'_>, d_q: impl Fn(usize) -> Rows, mut out: impl FnMut(usize, &[f32], &[f32])) {
+    let Job { isa, spec, x, saved, keys, part, d_bias } = job;
     let (dim, value_dim, len, group) = (spec.head_dim, spec.value_dim, part.run.len(), spec.group());
     let (q_stride, o_stride) = (spec.q_width(), spec.o_width());
     let (depth, value_depth) = (dim.div_ceil(DEPTH), value_dim.div_ceil(DEPTH));
