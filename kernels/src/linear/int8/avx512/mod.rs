@@ -44,20 +44,33 @@ pub(super) unsafe fn direct(t: &Tile) {
     unsafe { for_format!(t.kind.format, few(t)) }
 }
 
+/// As many panels at a time as there are registers for.
+///
 /// # Safety
 /// See [`super::TileFn`].
 unsafe fn few<S: Source>(t: &Tile) {
-    // SAFETY: as many rows as the functions are named for.
-    unsafe {
-        match t.tokens {
-            1 => product::<S, 1, 1>(t),
-            2 => product::<S, 1, 2>(t),
-            3 => product::<S, 1, 3>(t),
-            4 => product::<S, 1, 4>(t),
-            5 => product::<S, 1, 5>(t),
-            6 => product::<S, 1, 6>(t),
-            7 => product::<S, 1, 7>(t),
-            _ => product::<S, 1, FEW>(t),
+    let mut done = 0;
+    while done < t.panels {
+        // SAFETY: `done` panels and their sums lie before; as many panels, of those left, and rows as the functions are named for.
+        unsafe {
+            let (data, acc) = (t.data.add(done * t.data_stride), t.acc.add(done * t.acc_stride));
+            let t = Tile { data, acc, ahead: t.ahead.wrapping_add(done * t.ahead_stride), ..*t };
+            done += match (t.tokens, t.panels - done) {
+                (1, 4..) => product::<S, 4, 1>(&t),
+                (1, 2..) => product::<S, 2, 1>(&t),
+                (1, _) => product::<S, 1, 1>(&t),
+                (2, 4..) => product::<S, 4, 2>(&t),
+                (2, 2..) => product::<S, 2, 2>(&t),
+                (2, _) => product::<S, 1, 2>(&t),
+                (3, 2..) => product::<S, 2, 3>(&t),
+                (3, _) => product::<S, 1, 3>(&t),
+                (4, 2..) => product::<S, 2, 4>(&t),
+                (4, _) => product::<S, 1, 4>(&t),
+                (5, _) => product::<S, 1, 5>(&t),
+                (6, _) => product::<S, 1, 6>(&t),
+                (7, _) => product::<S, 1, 7>(&t),
+                _ => product::<S, 1, FEW>(&t),
+            };
         }
     }
 }
@@ -106,7 +119,7 @@ unsafe fn by_tokens<S: Source, const P: usize, const T: usize>(t: &Tile) {
                 4 => product::<S, P, 4>(&t),
                 5 => product::<S, P, 5>(&t),
                 _ => product::<S, P, 6>(&t),
-            }
+            };
         }
     }
 }
@@ -124,13 +137,13 @@ macro_rules! multiply {
     )*};
 }
 
-/// Products of `P` panels with `T` rows.
+/// Products of `P` panels with `T` rows; the number of panels.
 ///
 /// # Safety
 /// See [`super::TileFn`]; there are `P` panels and `T` rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[expect(clippy::needless_range_loop, reason = "constant trip counts, unrolled into registers")]
-unsafe fn product<S: Source, const P: usize, const T: usize>(t: &Tile) {
+unsafe fn product<S: Source, const P: usize, const T: usize>(t: &Tile) -> usize {
     let mut acc = [[_mm512_setzero_ps(); T]; P];
     let shift = _mm512_set1_ps(SHIFT);
     // SAFETY: `P` panels with `T` rows of sums, `T` rows of lines, and `count` blocks, by the caller's promise; lines start with
@@ -148,8 +161,7 @@ unsafe fn product<S: Source, const P: usize, const T: usize>(t: &Tile) {
             for block in 0..S::BLOCKS {
                 for line in (0..t.fetched).step_by(64) {
                     for panel in 0..P {
-                        // To the second cache: the first has too few places for lines on their way.
-                        _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(panel * t.ahead_stride + line).cast());
+                        _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(panel * t.ahead_stride + line).cast());
                     }
                 }
                 ahead = ahead.wrapping_add(t.fetched);
@@ -212,6 +224,7 @@ unsafe fn product<S: Source, const P: usize, const T: usize>(t: &Tile) {
             }
         }
     }
+    P
 }
 
 /// Widens whole units into blocks. Signed levels have `offset` added, 128 or nothing.
