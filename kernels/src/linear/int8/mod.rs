@@ -21,16 +21,16 @@
 //! finer scales), and `x ≈ d p`, a dot product is, for each 32 values,
 //!
 //! ```text
-//! sum = fma(C + sum(q p), s, -C s)    sum = fma(m, sum(p), sum) of a group; the second unless q is signed
-//! sum = fma(sum(q p), s, sum)    sum = fma(m, sum(p), sum)      of a second group
+//! sum = fma(C + sum(q p), s, -C s)    sum = fma(m, sum(p), sum) of each group; the second unless q is signed
 //! acc = fma(sum, d, acc)
 //! ```
 //!
-//! with `C = 1.5 · 2²³`, whose multiples are exact, so that the first line is `s sum(q p)`, rounded once. That
+//! with `C = 1.5 · 2²³`, whose multiples are exact, so that the first line is `s sum(q p)`, rounded once. Where there are two groups, `acc`
+//! is that of 256 values, and those are added up. That
 //! is what `scalar` spells out; all levels agree with it bitwise. So does a row with itself
 //! in any batch, whatever the number of threads. Against the exact product
 //! the error is at most `sum |w| max |x| / 254` over the blocks of 32, whatever the format, plus roundings of `f32`: `k / 32 + 4` of
-//! them on the way of each product, of `2⁻²⁴` of `sum (|s q| + |m|) |x|` each.
+//! them on the way of each product, where there are two groups `k / 256 + 20`, of `2⁻²⁴` of `sum (|s q| + |m|) |x|` each.
 //! Blocks of `x` below `1e-36` count as zero. A block with a NaN or an infinity makes its whole
 //! row of `y` NaN, and so does a scale of a weight with its whole column; an infinite minimum makes it infinite or NaN.
 
