@@ -89,10 +89,10 @@ const STRETCH: usize = 16;
 /// Panels that are multiplied together.
 const PAIR: usize = 2;
 
-/// Panels of one task, which share a tile of activations in L1.
+/// Panels of one task.
 const GROUP: usize = 2;
 
-/// The same where there are tasks enough: tiles are read from L2 half as often, and more of an output's row is written at a time.
+/// The same where there are tasks enough: more of an output's row is written at a time.
 const WIDE_GROUP: usize = 4;
 
 /// Tiles of activations that are multiplied in one go at [`Isa::Amx`], so that the matrix unit seldom starts anew.
@@ -365,58 +365,66 @@ impl Open<'_> {
         let _tiles = (isa == Isa::Amx).then(|| unsafe { amx::take() });
         // Stretches of nearly equal length, of whole units.
         let stretch = ((blocks / unit).div_ceil(blocks.div_ceil(STRETCH).max(1)) * unit).max(unit);
-        let room = panels * stretch * Block::WORDS;
+        // A pair of panels is widened and multiplied with all tiles before the next one, so that it stays in the first cache.
+        let room = PAIR * stretch * Block::WORDS;
+        let fetched = if tiles.len() <= 4 { kind.unit_bytes() / unit } else { 0 };
         with_scratch(room + panels * rows.len() * PANEL, |scratch| {
             let (widened, acc) = scratch.split_at_mut(room);
             let widened = Block::of(widened);
-            acc.fill(0.0);
             for start in (0..blocks.max(1)).step_by(stretch) {
                 let count = stretch.min(blocks - start);
-                for (panel, widened) in widened.chunks_exact_mut(stretch).enumerate() {
-                    let units = &self.panel(first + panel, start)[..count / unit * kind.unit_bytes()];
-                    panel::widen(isa, kind, units, &mut widened[..count]);
-                }
-                let mut rest = tiles.clone();
-                while !rest.is_empty() {
-                    let tile = rest.start;
-                    let (tokens, lines) = x.tile(tile, start);
-                    let first_row = tile * TILE;
-                    let run = if isa == Isa::Amx { (rows.end / TILE - tile).clamp(1, RUN) } else { 1 };
-                    rest.start += run;
-                    let acc = &mut acc[(first_row - rows.start) * PANEL..];
-                    // Rows of `y` are far from each other: their lines arrive while the tiles are multiplied.
-                    for row in (first_row..first_row + run * tokens).take_while(|_| start + count == blocks) {
-                        // SAFETY: this task alone has these columns of these rows.
-                        fetch(unsafe { self.y.slice(row * n + columns.start, columns.len()) });
+                for panel in (0..panels).step_by(PAIR) {
+                    let pair = PAIR.min(panels - panel);
+                    for (panel, widened) in (panel..panel + pair).zip(widened.chunks_exact_mut(stretch)) {
+                        let units = &self.panel(first + panel, start)[..count / unit * kind.unit_bytes()];
+                        panel::widen(isa, kind, units, &mut widened[..count]);
                     }
-                    for panel in (0..panels).step_by(PAIR) {
-                        // A few tiles are soon done, so what comes next is fetched meanwhile.
-                        let fetched = if tile == tiles.start && tiles.len() <= 4 { kind.unit_bytes() / unit } else { 0 };
+                    let mut rest = tiles.clone();
+                    while !rest.is_empty() {
+                        let tile = rest.start;
+                        let (tokens, lines) = x.tile(tile, start);
+                        let run = if isa == Isa::Amx { (rows.end / TILE - tile).clamp(1, RUN) } else { 1 };
+                        rest.start += run;
+                        let sums = |panel: usize| (panel * rows.len() + tile * TILE - rows.start) * PANEL;
+                        for panel in (panel..panel + pair).take_while(|_| start == 0) {
+                            acc[sums(panel)..][..run * tokens * PANEL].fill(0.0);
+                        }
+                        let next = self.panel(first + panel, start).as_ptr().wrapping_add(count * fetched);
                         let tile = Tile {
                             kind,
-                            panels: PAIR.min(panels - panel),
-                            data: widened[panel * stretch..].as_ptr().cast(),
+                            panels: pair,
+                            data: widened.as_ptr().cast(),
                             data_stride: stretch * size_of::<Block>(),
                             count,
                             lines: lines.as_ptr(),
                             stride: tokens,
-                            acc: acc[panel * rows.len() * PANEL..].as_mut_ptr(),
+                            acc: acc[sums(panel)..].as_mut_ptr(),
                             acc_stride: rows.len() * PANEL,
                             tokens,
                             tiles: run,
                             next: blocks * TILE,
-                            ahead: self.panel(first + panel, start).as_ptr().wrapping_add(count * fetched),
+                            // A few tiles are soon done, so what comes next is fetched meanwhile.
+                            ahead: next,
                             ahead_stride: self.panel_bytes(),
-                            fetched,
+                            fetched: if tile == tiles.start { fetched } else { 0 },
                         };
                         // SAFETY: `count` blocks of each panel lie at `data`, lines of them for each row from `lines` on, and the
                         // tile's sums from `acc` on; the level is the pool's.
                         unsafe { multiply(&tile) };
                     }
-                    for i in (0..run * tokens).take_while(|_| start + count == blocks) {
-                        self.finish(isa, first_row + i, columns.clone(), &acc[i * PANEL..], rows.len() * PANEL);
-                    }
                 }
+            }
+            // Rows of `y` are far from each other: their lines are fetched some rows before they are written.
+            let fetch_row = |row: usize| {
+                if row < rows.end {
+                    // SAFETY: this task alone has these columns of these rows.
+                    fetch(unsafe { self.y.slice(row * n + columns.start, columns.len()) });
+                }
+            };
+            (rows.start..rows.start + TILE).for_each(fetch_row);
+            for row in rows.clone() {
+                fetch_row(row + TILE);
+                self.finish(isa, row, columns.clone(), &acc[(row - rows.start) * PANEL..], rows.len() * PANEL);
             }
         });
     }
