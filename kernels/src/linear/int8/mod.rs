@@ -13,8 +13,9 @@
 //! ```
 //!
 //! A few rows of activations are multiplied with panels as they are stored, unpacked in registers, so that all that is read
-//! is the panel; several panels far from each other at a time, as memory answers several streams faster than one. For many, a task widens a stretch of two panels into cache and multiplies it with its tiles of
-//! activations before it goes on, so the levels are unpacked once for some hundred rows.
+//! is the panel; several panels far from each other at a time, as memory answers several streams faster than one. For many, a
+//! task widens a stretch of two panels into cache and multiplies it with its tiles of activations before it goes on, so the
+//! levels are unpacked once for some hundred rows.
 //!
 //! **Contract.** Activations are rounded to multiples of `d = max |x| / 127` within each 32 of a
 //! row; weights are exact. With `w = s q + m` in each group of 32 (or of 16, where a format has
@@ -25,12 +26,11 @@
 //! acc = fma(sum, d, acc)
 //! ```
 //!
-//! with `C = 1.5 · 2²³`, whose multiples are exact, so that the first line is `s sum(q p)`, rounded once. Where there are two groups, `acc`
-//! is that of 256 values, and those are added up. That
-//! is what `scalar` spells out; all levels agree with it bitwise. So does a row with itself
-//! in any batch, whatever the number of threads. Against the exact product
-//! the error is at most `sum |w| max |x| / 254` over the blocks of 32, whatever the format, plus roundings of `f32`: `k / 32 + 4` of
-//! them on the way of each product, where there are two groups `k / 256 + 20`, of `2⁻²⁴` of `sum (|s q| + |m|) |x|` each.
+//! with `C = 1.5 · 2²³`, whose multiples are exact, so that the first line is `s sum(q p)`, rounded once. Where there are two
+//! groups, `acc` is that of 256 values, and those are added up. That is what `scalar` spells out; all levels agree with it
+//! bitwise. So does a row with itself in any batch, whatever the number of threads. Against the exact product the error is at
+//! most `sum |w| max |x| / 254` over the blocks of 32, whatever the format, plus roundings of `f32`: `k / 32 + 4` of them on
+//! the way of each product, where there are two groups `k / 256 + 20`, of `2⁻²⁴` of `sum (|s q| + |m|) |x|` each.
 //! Blocks of `x` below `1e-36` count as zero. A block with a NaN or an infinity makes its whole
 //! row of `y` NaN, and so does a scale of a weight with its whole column; an infinite minimum makes it infinite or NaN.
 

@@ -108,10 +108,10 @@ pub(in super::super) fn quantize_chosen(
 ) {
     assert!(out.len() >= quantized_words(m, k), "no room for the quantized activations");
     let lines = Disjoint::new(Line::of_mut(&mut out[..quantized_words(m, k)]));
-    // Tasks of a few microseconds: some column blocks of a tile, as many at a time as vectors have lanes.
+    // Tasks of a few microseconds: some column blocks of a tile.
     const TASK: usize = 1 << 9;
     let (blocks, isa) = (k / BLOCK, pool.isa());
-    let part = (TASK / TILE.min(m.max(1))).next_multiple_of(16);
+    let part = (TASK / TILE.min(m.max(1))).max(1);
     let parts = blocks.div_ceil(part);
     pool.run(m.div_ceil(TILE) * parts, &|task| {
         let (first, start) = (task / parts * TILE, task % parts * part);
@@ -151,12 +151,11 @@ fn quantize_with(x: &[[f32; BLOCK]], lines: &mut [Line], stride: usize) {
     x.iter().zip(lines.iter_mut().step_by(stride)).for_each(|(x, line)| quantize_block(x, line));
 }
 
-/// Blocks whose largest magnitude is below count as zero: the reciprocal would overflow.
-pub(super) const TINY: f32 = 1e-36;
-
 /// The scale of a block whose largest magnitude has these bits, and its reciprocal; the latter is zero where nothing is kept.
 #[inline(always)]
 pub(super) fn scale_of(top: u32) -> (f32, f32) {
+    /// Below, the reciprocal overflows.
+    const TINY: f32 = 1e-36;
     let largest = f32::from_bits(top);
     if top >= 0x7f80_0000 {
         (f32::NAN, 0.0)

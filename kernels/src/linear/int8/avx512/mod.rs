@@ -8,16 +8,15 @@
 //! many read blocks that were widened into cache by the same unpacking. The sum of a group is scaled with two multiply-adds
 //! beside eight or, of 16 products, four `vpdpbusd`; a minimum costs one more.
 
-mod round;
 mod unpack;
 
 use std::arch::x86_64::*;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 use super::panel::{Block, Kind, PANEL};
+use super::rows::{BLOCK, Line, START, scale_of};
 use super::{PAIR, SHIFT, Tile};
 use crate::format::Format;
-pub(super) use round::quantize;
 use unpack::{Packed, Source, Wide};
 
 /// Rows of activations that read panels as they are stored.
@@ -163,7 +162,13 @@ unsafe fn product<S: Source, const P: usize, const T: usize>(t: &Tile) -> usize 
             for block in 0..S::BLOCKS {
                 for line in (0..t.fetched).step_by(64) {
                     for panel in 0..P {
-                        _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(panel * t.ahead_stride + line).cast());
+                        let line = ahead.wrapping_add(panel * t.ahead_stride + line).cast();
+                        if S::STORED {
+                            _mm_prefetch::<_MM_HINT_T0>(line);
+                        } else {
+                            // The first cache has no room for it yet.
+                            _mm_prefetch::<_MM_HINT_T1>(line);
+                        }
                     }
                 }
                 ahead = ahead.wrapping_add(t.fetched);
@@ -267,6 +272,39 @@ unsafe fn widen_units<S: Source>(units: &[u8], out: &mut [Block], flipped: u8) {
                     }
                 }
             }
+        }
+    }
+}
+
+/// Quantizes blocks of a row to every `stride`-th line; the same numbers as the portable code's.
+///
+/// # Safety
+/// AVX-512 F, BW, VL and VNNI.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+pub(super) unsafe fn quantize(x: &[[f32; BLOCK]], lines: &mut [Line], stride: usize) {
+    let magnitude = _mm512_set1_epi32(0x7fff_ffff);
+    for (x, line) in x.iter().zip(lines.iter_mut().step_by(stride)) {
+        // SAFETY: 32 floats are read, and a line is written: 32 bytes, and twice four words, in the order of its fields.
+        unsafe {
+            let x = [_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16))];
+            let [a, b] = x.map(|x| _mm512_and_si512(_mm512_castps_si512(x), magnitude));
+            let (d, inverse) = scale_of(_mm512_reduce_max_epu32(_mm512_max_epu32(a, b)));
+            // Zero in blocks that are not finite, whatever `x`.
+            let kept = if inverse == 0.0 { 0 } else { !0 };
+            let by = _mm512_set1_ps(inverse);
+            let p = x.map(|x| _mm512_cvtepi32_epi8(_mm512_maskz_cvtps_epi32(kept, _mm512_mul_ps(x, by))));
+            let to = (&raw mut *line).cast::<__m128i>();
+            to.write_unaligned(p[0]);
+            to.add(1).write_unaligned(p[1]);
+            let [a, b] = p.map(|p| _mm_dpbusd_epi32(_mm_setzero_si128(), _mm_set1_epi8(1), p));
+            // The sums of both halves, twice, and of all.
+            let halves = _mm_hadd_epi32(_mm_hadd_epi32(a, b), _mm_hadd_epi32(a, b));
+            let all = _mm_add_epi32(halves, _mm_shuffle_epi32::<0b10_11_00_01>(halves));
+            let sums = _mm_unpacklo_epi64(all, halves);
+            to.add(2).write_unaligned(_mm_castps_si128(_mm_move_ss(_mm_cvtepi32_ps(sums), _mm_set_ss(d))));
+            let shift = _mm_setr_epi32(START, START, START, 0);
+            let starts = _mm_sub_epi32(shift, _mm_slli_epi32::<7>(_mm_srli_si128::<4>(sums)));
+            to.add(3).write_unaligned(starts);
         }
     }
 }

@@ -18,6 +18,8 @@ pub(super) trait Source: Copy {
     /// Blocks of a unit, and its bytes.
     const BLOCKS: usize;
     const BYTES: usize;
+    /// Units are read from memory: what is fetched ahead is soon read itself, and not what becomes of it.
+    const STORED: bool;
 
     /// # Safety
     /// AVX-512 F and BW; a unit can be read at `at`.
@@ -45,6 +47,7 @@ impl<const GROUPS: usize, const SIGNED: bool> Source for Wide<GROUPS, SIGNED> {
     const SIGNED: bool = SIGNED;
     const BLOCKS: usize = if GROUPS == 1 { 1 } else { SUMMED };
     const BYTES: usize = Self::BLOCKS * size_of::<Block>();
+    const STORED: bool = false;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
@@ -97,6 +100,7 @@ impl<const FORMAT: usize> Source for Packed<FORMAT> {
     const SIGNED: bool = Self::KIND.signed;
     const BLOCKS: usize = Self::KIND.blocks();
     const BYTES: usize = Self::KIND.unit_bytes();
+    const STORED: bool = true;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
