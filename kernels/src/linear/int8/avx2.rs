@@ -8,7 +8,7 @@
 
 use std::arch::x86_64::*;
 
-use super::panel::{Block, PANEL};
+use super::panel::{Block, PANEL, SUMMED};
 use super::rows::{BLOCK, Line};
 use super::{SHIFT, Tile, panel};
 
@@ -64,13 +64,13 @@ unsafe fn product<const GROUPS: usize, const CHAIN: usize, const T: usize>(t: &T
     let mut acc = [[_mm256_setzero_ps(); 2]; T];
     // SAFETY: `T` rows of sums and lines, and `count` blocks, by the caller's promise.
     unsafe {
-        for i in 0..T {
-            acc[i] = [_mm256_loadu_ps(t.acc.add(i * PANEL)), _mm256_loadu_ps(t.acc.add(i * PANEL + 8))];
+        let sums = |i: usize, half: usize| t.acc.add(i * PANEL + half * 8);
+        if GROUPS == 1 {
+            acc = std::array::from_fn(|i| [_mm256_loadu_ps(sums(i, 0)), _mm256_loadu_ps(sums(i, 1))]);
         }
         for index in 0..t.count {
             let block: &Block = &*t.data.cast::<Block>().add(index);
             let line = t.lines.add(index * t.stride);
-            let mut sum = [[_mm256_setzero_ps(); 2]; T];
             for group in 0..GROUPS {
                 let mut total = [[_mm256_setzero_si256(); 2]; T];
                 if CHAIN == 0 {
@@ -107,30 +107,33 @@ unsafe fn product<const GROUPS: usize, const CHAIN: usize, const T: usize>(t: &T
                 }
                 for i in 0..T {
                     let activations = if GROUPS == 1 { (*line.add(i)).sum } else { (*line.add(i)).halves[group] };
+                    let d = _mm256_set1_ps((*line.add(i)).d);
                     for half in 0..2 {
                         let scale = _mm256_load_ps(block.scales[group].as_ptr().add(8 * half));
-                        let products = _mm256_cvtepi32_ps(total[i][half]);
-                        sum[i][half] = match group {
-                            0 => _mm256_fmadd_ps(_mm256_add_ps(products, shift), scale, _mm256_mul_ps(scale, off)),
-                            _ => _mm256_fmadd_ps(products, scale, sum[i][half]),
-                        };
+                        let shifted = _mm256_add_ps(_mm256_cvtepi32_ps(total[i][half]), shift);
+                        let mut sum = _mm256_fmadd_ps(shifted, scale, _mm256_mul_ps(scale, off));
                         if CHAIN != 0 {
                             let minimum = _mm256_load_ps(block.minima[group].as_ptr().add(8 * half));
-                            sum[i][half] = _mm256_fmadd_ps(minimum, _mm256_set1_ps(activations), sum[i][half]);
+                            sum = _mm256_fmadd_ps(minimum, _mm256_set1_ps(activations), sum);
                         }
+                        acc[i][half] = _mm256_fmadd_ps(sum, d, acc[i][half]);
                     }
                 }
             }
-            for i in 0..T {
-                let d = _mm256_set1_ps((*line.add(i)).d);
-                for half in 0..2 {
-                    acc[i][half] = _mm256_fmadd_ps(sum[i][half], d, acc[i][half]);
+            if GROUPS == 2 && index % SUMMED == SUMMED - 1 {
+                for i in 0..T {
+                    for half in 0..2 {
+                        let of_unit = std::mem::replace(&mut acc[i][half], _mm256_setzero_ps());
+                        _mm256_storeu_ps(sums(i, half), _mm256_add_ps(_mm256_loadu_ps(sums(i, half)), of_unit));
+                    }
                 }
             }
         }
-        for i in 0..T {
-            _mm256_storeu_ps(t.acc.add(i * PANEL), acc[i][0]);
-            _mm256_storeu_ps(t.acc.add(i * PANEL + 8), acc[i][1]);
+        if GROUPS == 1 {
+            for i in 0..T {
+                _mm256_storeu_ps(sums(i, 0), acc[i][0]);
+                _mm256_storeu_ps(sums(i, 1), acc[i][1]);
+            }
         }
     }
 }

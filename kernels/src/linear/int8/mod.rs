@@ -13,26 +13,28 @@
 //! ```
 //!
 //! A few rows of activations are multiplied with panels as they are stored, unpacked in registers, so that all that is read
-//! is the panel. For many, a task widens a stretch of two panels into cache and multiplies it with its tiles of
-//! activations before it goes on, so the levels are unpacked once for some hundred rows.
+//! is the panel; several panels far from each other at a time, as memory answers several streams faster than one. For many, a
+//! task widens a stretch of two panels into cache and multiplies it with its tiles of activations before it goes on, so the
+//! levels are unpacked once for some hundred rows.
 //!
 //! **Contract.** Activations are rounded to multiples of `d = max |x| / 127` within each 32 of a
 //! row; weights are exact. With `w = s q + m` in each group of 32 (or of 16, where a format has
 //! finer scales), and `x ≈ d p`, a dot product is, for each 32 values,
 //!
 //! ```text
-//! sum = fma(C + sum(q p), s, -C s)    sum = fma(m, sum(p), sum) of a group; the second unless q is signed
-//! sum = fma(sum(q p), s, sum)    sum = fma(m, sum(p), sum)      of a second group
+//! sum = fma(C + sum(q p), s, -C s)    sum = fma(m, sum(p), sum) of each group; the second unless q is signed
 //! acc = fma(sum, d, acc)
 //! ```
 //!
-//! with `C = 1.5 · 2²³`, whose multiples are exact, so that the first line is `s sum(q p)`, rounded once. That
-//! is what `scalar` spells out; all levels agree with it bitwise. So does a row with itself
-//! in any batch, whatever the number of threads. Against the exact product
-//! the error is at most `sum |w| max |x| / 254` over the blocks of 32, whatever the format, plus roundings of `f32`: `k / 32 + 4` of
-//! them on the way of each product, of `2⁻²⁴` of `sum (|s q| + |m|) |x|` each.
+//! with `C = 1.5 · 2²³`, whose multiples are exact, so that the first line is `s sum(q p)`, rounded once. Where there are two
+//! groups, `acc` is that of 256 values, and those are added up. That is what `scalar` spells out; all levels agree with it
+//! bitwise. So does a row with itself in any batch, whatever the number of threads. Against the exact product the error is at
+//! most `sum |w| max |x| / 254` over the blocks of 32, whatever the format, plus roundings of `f32`: `k / 32 + 4` of them on
+//! the way of each product, where there are two groups `k / 256 + 20`, of `2⁻²⁴` of `sum (|s q| + |m|) |x|` each.
 //! Blocks of `x` below `1e-36` count as zero. A block with a NaN or an infinity makes its whole
 //! row of `y` NaN, and so does a scale of a weight with its whole column; an infinite minimum makes it infinite or NaN.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Layer;
 use crate::elementwise;
@@ -76,10 +78,10 @@ const STRETCH: usize = 16;
 /// Panels that are multiplied together.
 const PAIR: usize = 2;
 
-/// Panels of one task, which share a tile of activations in L1.
+/// Panels of one task.
 const GROUP: usize = 2;
 
-/// The same where there are tasks enough: tiles are read from L2 half as often, and more of an output's row is written at a time.
+/// The same where there are tasks enough: more of an output's row is written at a time.
 const WIDE_GROUP: usize = 4;
 
 /// Tiles of activations that are multiplied in one go at [`Isa::Amx`], so that the matrix unit seldom starts anew.
@@ -88,10 +90,12 @@ const RUN: usize = 4;
 /// Bytes of activations of one task: they stay in L2 while panels pass.
 const KEPT: usize = 1 << 20;
 
-/// Bytes between what is multiplied and what is fetched from memory, where units are read as they are stored.
-///
-/// Two panels at a time, two streams for the hardware to follow, were no faster with 3072, and slower the further ahead.
-const AHEAD: usize = 8192;
+/// Bytes between what is multiplied and what is fetched from memory, of each panel that is read as it is stored.
+const AHEAD: usize = 2048;
+
+/// Panels that are read together as they are stored, where there are rows of activations few enough and panels in plenty: streams
+/// far from each other, each of which goes on where the last task left it. Memory answers four of them faster than one.
+const STREAMS: usize = 4;
 
 /// A product of some blocks of one or a pair of panels with rows of activations of one tile, or of whole tiles.
 #[cfg_attr(
@@ -204,9 +208,20 @@ pub fn linear_int8_many<const N: usize>(pool: &Pool, m: usize, x: &[u32], parts:
     let Some(k) = parts.first().map(|part| part.w.cols) else { return };
     let x = Rows::new(m, k, x);
     let tiles = m.div_ceil(TILE);
-    let (mut groups, mut panels, mut bytes) = (0, 0, 0);
+    let (mut groups, mut bytes) = (0, 0);
+    let panels = parts.iter().map(|part| part.w.rows.div_ceil(PANEL)).sum::<usize>();
     let wide = parts.iter().map(|part| part.w.rows.div_ceil(PANEL).div_ceil(WIDE_GROUP)).sum::<usize>();
-    let group_panels = if tiles > 1 && wide * tiles.div_ceil(8) >= 4 * pool.threads() { WIDE_GROUP } else { GROUP };
+    let direct = direct_fn(pool.isa(), m);
+    let group_panels = match direct {
+        Some(_) => match m {
+            0..=2 => STREAMS,
+            3..=4 => STREAMS / 2,
+            _ => 1,
+        }
+        .clamp(1, (panels / (8 * pool.threads())).max(1)),
+        None if tiles > 1 && wide * tiles.div_ceil(8) >= 4 * pool.threads() => WIDE_GROUP,
+        None => GROUP,
+    };
     let parts = parts.map(|Part { w, layer, y }| {
         assert_eq!(w.layout, Layout::Panels, "whole numbers are multiplied with panels");
         let (n, kind) = (w.rows, Kind::of(w.format).expect("the format was repacked"));
@@ -224,11 +239,28 @@ pub fn linear_int8_many<const N: usize>(pool: &Pool, m: usize, x: &[u32], parts:
         }
         let first = groups;
         groups += n.div_ceil(PANEL).div_ceil(group_panels);
-        (panels, bytes) = (panels + n.div_ceil(PANEL), bytes + w.data.len());
+        bytes += w.data.len();
         Open { kind, n, k, m, data: w.data, y: Disjoint::new(y), layer, groups: first..groups }
     });
     if m == 0 || groups == 0 {
         return;
+    }
+    let small = m * panels * PANEL * k < 1 << 18;
+    let part_of = |group: usize| parts.iter().find(|part| part.groups.contains(&group)).expect("groups are those of the parts");
+    if let Some(multiply) = direct {
+        // A thread takes its share of half of what is left, so that streams are long and all threads are done at nearly the same time.
+        let least = (TASK_BYTES * groups / bytes.max(1)).max(1);
+        let share = |start: usize| ((groups - start) / (2 * pool.threads())).max(least).min(groups - start);
+        let next = AtomicUsize::new(0);
+        let take = |start: usize| (start < groups).then(|| start + share(start));
+        return run(pool, small, pool.threads(), &|_| {
+            while let Ok(start) = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+                for group in start..start + share(start) {
+                    let part = part_of(group);
+                    part.read(pool.isa(), multiply, &x, group - part.groups.start, part.groups.len());
+                }
+            }
+        });
     }
     // Groups of a task: several where there are few rows, since a panel is then read in half a microsecond.
     let several = match m {
@@ -239,12 +271,12 @@ pub fn linear_int8_many<const N: usize>(pool: &Pool, m: usize, x: &[u32], parts:
     // Small weights have few groups for the threads to share: then ranges of a hundred rows, so that widening stays cheap.
     let ranges = kept.max((8 * pool.threads()).div_ceil(groups).min(tiles.div_ceil(8)));
     let tasks = groups.div_ceil(several);
-    run(pool, m * panels * PANEL * k < 1 << 18, ranges * tasks, &|task| {
+    run(pool, small, ranges * tasks, &|task| {
         let (range, task) = (task / tasks, task % tasks);
         // Ranges of nearly equal length.
         let tiles = range * tiles / ranges..(range + 1) * tiles / ranges;
         for group in task * several..groups.min((task + 1) * several) {
-            let Some(part) = parts.iter().find(|part| part.groups.contains(&group)) else { return };
+            let part = part_of(group);
             let first = (group - part.groups.start) * group_panels;
             part.multiply(pool.isa(), &x, first..part.n.div_ceil(PANEL).min(first + group_panels), tiles.clone());
         }
@@ -265,6 +297,50 @@ struct Open<'a> {
 }
 
 impl Open<'_> {
+    fn panel_bytes(&self) -> usize {
+        self.k / self.kind.unit * self.kind.unit_bytes()
+    }
+
+    /// A panel from a block on, the first of its unit.
+    fn panel(&self, panel: usize, block: usize) -> &[u8] {
+        &self.data[panel * self.panel_bytes()..][..self.panel_bytes()][block / self.kind.blocks() * self.kind.unit_bytes()..]
+    }
+
+    /// Every `apart`-th panel from `first` on, as they are stored, with all rows of activations.
+    fn read(&self, isa: Isa, multiply: TileFn, x: &Rows<'_>, first: usize, apart: usize) {
+        let &Open { kind, n, k, m, .. } = self;
+        let panels = (n.div_ceil(PANEL) - first).div_ceil(apart);
+        let columns = |panel: usize| (first + panel * apart) * PANEL..n.min((first + panel * apart + 1) * PANEL);
+        with_scratch(panels * m * PANEL, |acc| {
+            acc.fill(0.0);
+            let (tokens, lines) = x.tile(0, 0);
+            let data = self.panel(first, 0).as_ptr();
+            let tile = Tile {
+                kind,
+                panels,
+                data,
+                data_stride: apart * self.panel_bytes(),
+                count: k / BLOCK,
+                lines: lines.as_ptr(),
+                stride: tokens,
+                acc: acc.as_mut_ptr(),
+                acc_stride: m * PANEL,
+                tokens,
+                tiles: 1,
+                next: 0,
+                ahead: data.wrapping_add(AHEAD),
+                ahead_stride: apart * self.panel_bytes(),
+                fetched: kind.unit_bytes() / kind.blocks(),
+            };
+            // SAFETY: `count` blocks of each panel lie at `data`, lines of them for each row from `lines` on, and the sums from `acc`
+            // on; the level is the pool's.
+            unsafe { multiply(&tile) };
+            for (index, acc) in acc.chunks_exact(PANEL).enumerate() {
+                self.finish(isa, index % m, columns(index / m), acc, PANEL);
+            }
+        });
+    }
+
     /// The panels of a group with some tiles of activations.
     fn multiply(&self, isa: Isa, x: &Rows<'_>, panels: std::ops::Range<usize>, tiles: std::ops::Range<usize>) {
         let &Open { kind, n, k, m, .. } = self;
@@ -273,95 +349,88 @@ impl Open<'_> {
         let (first, panels) = (panels.start, panels.len());
         let rows = tiles.start * TILE..m.min(tiles.end * TILE);
         let columns = first * PANEL..n.min((first + panels) * PANEL);
-        let panel_bytes = blocks / unit * kind.unit_bytes();
-        let bytes = |panel: usize, block: usize| {
-            &self.data[(first + panel) * panel_bytes..][..panel_bytes][block / unit * kind.unit_bytes()..]
-        };
-        let direct = direct_fn(isa, m);
-        let multiply = direct.unwrap_or(tile_fn(isa));
+        let multiply = tile_fn(isa);
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level comes from a pool, which has checked it against the CPU; no one else takes the registers meanwhile.
-        let _tiles = (direct.is_none() && isa == Isa::Amx).then(|| unsafe { amx::take() });
+        let _tiles = (isa == Isa::Amx).then(|| unsafe { amx::take() });
         // Stretches of nearly equal length, of whole units.
-        let stretch = match direct {
-            Some(_) => blocks,
-            None => (blocks / unit).div_ceil(blocks.div_ceil(STRETCH).max(1)) * unit,
-        }
-        .max(unit);
-        let room = if direct.is_some() { 0 } else { panels * stretch * Block::WORDS };
+        let stretch = ((blocks / unit).div_ceil(blocks.div_ceil(STRETCH).max(1)) * unit).max(unit);
+        // A pair of panels is widened and multiplied with all tiles before the next one, so that it stays in the first cache.
+        let room = PAIR * stretch * Block::WORDS;
+        let fetched = if tiles.len() <= 4 { kind.unit_bytes() / unit } else { 0 };
         with_scratch(room + panels * rows.len() * PANEL, |scratch| {
             let (widened, acc) = scratch.split_at_mut(room);
             let widened = Block::of(widened);
-            acc.fill(0.0);
             for start in (0..blocks.max(1)).step_by(stretch) {
                 let count = stretch.min(blocks - start);
-                if direct.is_none() {
-                    for (panel, widened) in widened.chunks_exact_mut(stretch).enumerate() {
-                        let units = &bytes(panel, start)[..count / unit * kind.unit_bytes()];
+                for panel in (0..panels).step_by(PAIR) {
+                    let pair = PAIR.min(panels - panel);
+                    for (panel, widened) in (panel..panel + pair).zip(widened.chunks_exact_mut(stretch)) {
+                        let units = &self.panel(first + panel, start)[..count / unit * kind.unit_bytes()];
                         panel::widen(isa, kind, units, &mut widened[..count]);
                     }
-                }
-                let mut rest = tiles.clone();
-                while !rest.is_empty() {
-                    let tile = rest.start;
-                    let (tokens, lines) = x.tile(tile, start);
-                    let first_row = tile * TILE;
-                    let run = if isa == Isa::Amx { (rows.end / TILE - tile).clamp(1, RUN) } else { 1 };
-                    rest.start += run;
-                    let acc = &mut acc[(first_row - rows.start) * PANEL..];
-                    // Rows of `y` are far from each other: their lines arrive while the tiles are multiplied.
-                    for row in (first_row..first_row + run * tokens).take_while(|_| start + count == blocks) {
-                        // SAFETY: this task alone has these columns of these rows.
-                        fetch(unsafe { self.y.slice(row * n + columns.start, columns.len()) });
-                    }
-                    for panel in (0..panels).step_by(if direct.is_some() { 1 } else { PAIR }) {
-                        let units = bytes(panel, start).as_ptr();
-                        let fetched = kind.unit_bytes() / unit;
-                        // Few rows are soon done, so what comes next is fetched meanwhile.
-                        let (data, ahead, fetched) = match direct {
-                            Some(_) => (units, units.wrapping_add(AHEAD), fetched),
-                            None if tile == tiles.start && tiles.len() <= 4 => {
-                                (widened[panel * stretch..].as_ptr().cast(), units.wrapping_add(count * fetched), fetched)
-                            }
-                            None => (widened[panel * stretch..].as_ptr().cast(), units, 0),
-                        };
+                    let mut rest = tiles.clone();
+                    while !rest.is_empty() {
+                        let tile = rest.start;
+                        let (tokens, lines) = x.tile(tile, start);
+                        let run = if isa == Isa::Amx { (rows.end / TILE - tile).clamp(1, RUN) } else { 1 };
+                        rest.start += run;
+                        let sums = |panel: usize| (panel * rows.len() + tile * TILE - rows.start) * PANEL;
+                        for panel in (panel..panel + pair).take_while(|_| start == 0) {
+                            acc[sums(panel)..][..run * tokens * PANEL].fill(0.0);
+                        }
+                        let next = self.panel(first + panel, start).as_ptr().wrapping_add(count * fetched);
                         let tile = Tile {
                             kind,
-                            panels: if direct.is_some() { 1 } else { PAIR.min(panels - panel) },
-                            data,
+                            panels: pair,
+                            data: widened.as_ptr().cast(),
                             data_stride: stretch * size_of::<Block>(),
                             count,
                             lines: lines.as_ptr(),
                             stride: tokens,
-                            acc: acc[panel * rows.len() * PANEL..].as_mut_ptr(),
+                            acc: acc[sums(panel)..].as_mut_ptr(),
                             acc_stride: rows.len() * PANEL,
                             tokens,
                             tiles: run,
                             next: blocks * TILE,
-                            ahead,
-                            ahead_stride: panel_bytes,
-                            fetched,
+                            // A few tiles are soon done, so what comes next is fetched meanwhile.
+                            ahead: next,
+                            ahead_stride: self.panel_bytes(),
+                            fetched: if tile == tiles.start { fetched } else { 0 },
                         };
                         // SAFETY: `count` blocks of each panel lie at `data`, lines of them for each row from `lines` on, and the
                         // tile's sums from `acc` on; the level is the pool's.
                         unsafe { multiply(&tile) };
                     }
-                    for i in (0..run * tokens).take_while(|_| start + count == blocks) {
-                        let row = first_row + i;
-                        // SAFETY: this task alone has these columns of these rows.
-                        let y = unsafe { self.y.slice(row * n + columns.start, columns.len()) };
-                        finish(isa, self, columns.start, &acc[i * PANEL..], rows.len() * PANEL, y);
-                        if let Some(activation) = self.layer.activation {
-                            elementwise::apply(isa, activation, y);
-                        }
-                        if let Addend::Matrix { values, row_stride, beta } = self.layer.addend {
-                            let values = &values[row * row_stride + columns.start..];
-                            y.iter_mut().zip(values).for_each(|(y, value)| *y += beta * value);
-                        }
-                    }
                 }
             }
+            // Rows of `y` are far from each other: their lines are fetched some rows before they are written.
+            let fetch_row = |row: usize| {
+                if row < rows.end {
+                    // SAFETY: this task alone has these columns of these rows.
+                    fetch(unsafe { self.y.slice(row * n + columns.start, columns.len()) });
+                }
+            };
+            (rows.start..rows.start + TILE).for_each(fetch_row);
+            for row in rows.clone() {
+                fetch_row(row + TILE);
+                self.finish(isa, row, columns.clone(), &acc[(row - rows.start) * PANEL..], rows.len() * PANEL);
+            }
         });
+    }
+
+    /// Writes some columns of a row, of which this task alone has them: sums of panels that are `stride` apart.
+    fn finish(&self, isa: Isa, row: usize, columns: std::ops::Range<usize>, acc: &[f32], stride: usize) {
+        // SAFETY: by the condition.
+        let y = unsafe { self.y.slice(row * self.n + columns.start, columns.len()) };
+        finish(isa, self, columns.start, acc, stride, y);
+        if let Some(activation) = self.layer.activation {
+            elementwise::apply(isa, activation, y);
+        }
+        if let Addend::Matrix { values, row_stride, beta } = self.layer.addend {
+            let values = &values[row * row_stride + columns.start..];
+            y.iter_mut().zip(values).for_each(|(y, value)| *y += beta * value);
+        }
     }
 }
 

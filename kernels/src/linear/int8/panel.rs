@@ -28,6 +28,9 @@ pub const PANEL: usize = 16;
 /// Levels of 32 values of all rows of a panel.
 pub(super) const LEVELS: usize = BLOCK * PANEL;
 
+/// Blocks whose sums are added up before they are added to those of others, where blocks have two groups: those of a unit.
+pub(super) const SUMMED: usize = 8;
+
 /// 32 values of all rows of a panel, ready to be multiplied.
 #[repr(C, align(64))]
 pub(super) struct Block {

@@ -313,7 +313,7 @@ fn layers_are_finished_in_one_pass() {
 #[test]
 fn what_is_not_finite_poisons_its_row_and_what_is_tiny_is_zero() {
     for format in formats() {
-        let (m, n, k) = (5, 18, 256);
+        let (m, n, k) = (5, 18, 768);
         let bytes = encoded(format, n, k);
         let w = Weight::new(format, n, k, &bytes);
         for isa in Isa::available() {
@@ -335,25 +335,27 @@ fn what_is_not_finite_poisons_its_row_and_what_is_tiny_is_zero() {
 
 #[test]
 fn activations_round_to_the_nearest_of_their_block() {
-    let (m, k) = (15, 96);
-    let x = noise(m * k, 2);
-    let spec = quantized(&Pool::with_isa(1, Isa::Scalar), m, k, &x);
-    for isa in Isa::available() {
-        assert_eq!(quantized(&Pool::with_isa(2, isa), m, k, &x), spec);
-    }
-    let rows = Rows::new(m, k, &spec);
-    for (i, x) in x.chunks(k).enumerate() {
-        for (block, x) in x.chunks(BLOCK).enumerate() {
-            let (width, lines) = rows.tile(i / TILE, block);
-            assert_eq!(width, TILE.min(m - i / TILE * TILE));
-            let line = lines[i % TILE];
-            let half = line.d * 0.5001;
-            assert!(x.iter().zip(line.p).all(|(x, p)| (x - line.d * f32::from(p)).abs() <= half));
-            assert!(line.p.iter().any(|p| p.abs() == 127));
-            let sum = |p: &[i8]| p.iter().map(|&p| i32::from(p)).sum::<i32>();
-            let halves = [sum(&line.p[..16]), sum(&line.p[16..])];
-            assert_eq!((line.sum, line.start), (sum(&line.p) as f32, rows::START - 128 * sum(&line.p)));
-            assert_eq!((line.halves, line.starts), (halves.map(|sum| sum as f32), halves.map(|sum| rows::START - 128 * sum)));
+    for (m, k) in [(15, 96), (1, 18 * BLOCK), (14, 53 * BLOCK)] {
+        let mut x = noise(m * k, 2);
+        x[BLOCK + 3] = 1e-38;
+        let spec = quantized(&Pool::with_isa(1, Isa::Scalar), m, k, &x);
+        for isa in Isa::available() {
+            assert_eq!(quantized(&Pool::with_isa(2, isa), m, k, &x), spec);
+        }
+        let rows = Rows::new(m, k, &spec);
+        for (i, x) in x.chunks(k).enumerate() {
+            for (block, x) in x.chunks(BLOCK).enumerate() {
+                let (width, lines) = rows.tile(i / TILE, block);
+                assert_eq!(width, TILE.min(m - i / TILE * TILE));
+                let line = lines[i % TILE];
+                let half = line.d * 0.5001;
+                assert!(x.iter().zip(line.p).all(|(x, p)| (x - line.d * f32::from(p)).abs() <= half));
+                assert!(line.p.iter().any(|p| p.abs() == 127));
+                let sum = |p: &[i8]| p.iter().map(|&p| i32::from(p)).sum::<i32>();
+                let halves = [sum(&line.p[..16]), sum(&line.p[16..])];
+                assert_eq!((line.sum, line.start), (sum(&line.p) as f32, rows::START - 128 * sum(&line.p)));
+                assert_eq!((line.halves, line.starts), (halves.map(|sum| sum as f32), halves.map(|sum| rows::START - 128 * sum)));
+            }
         }
     }
 }

@@ -5,13 +5,14 @@
 //! of activations knows: the offset costs nothing. All sums start at the bits of [`SHIFT`] besides, so that what comes out is a
 //! float without a conversion: `SHIFT` and the sum, whose multiple a multiply-add takes off with the one of `SHIFT`. There is one
 //! product for every kind of [`Source`]: a few rows of activations read panels as they are stored and unpack them in registers;
-//! many read blocks that were widened into cache by the same unpacking. A sum of 32 products is scaled with two multiply-adds
-//! beside eight `vpdpbusd`; a minimum costs one more.
+//! many read blocks that were widened into cache by the same unpacking. The sum of a group is scaled with two multiply-adds
+//! beside eight or, of 16 products, four `vpdpbusd`; a minimum costs one more.
 
 mod exact;
 mod unpack;
 
 use std::arch::x86_64::*;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 use super::panel::{Block, Kind, PANEL};
 use super::rows::{BLOCK, Line, START, scale_of};
@@ -48,20 +49,33 @@ pub(super) unsafe fn direct(t: &Tile) {
     unsafe { for_format!(t.kind.format, few(t)) }
 }
 
+/// As many panels at a time as there are registers for.
+///
 /// # Safety
 /// See [`super::TileFn`].
 unsafe fn few<S: Source>(t: &Tile) {
-    // SAFETY: as many rows as the functions are named for.
-    unsafe {
-        match t.tokens {
-            1 => product::<S, 1, 1>(t),
-            2 => product::<S, 1, 2>(t),
-            3 => product::<S, 1, 3>(t),
-            4 => product::<S, 1, 4>(t),
-            5 => product::<S, 1, 5>(t),
-            6 => product::<S, 1, 6>(t),
-            7 => product::<S, 1, 7>(t),
-            _ => product::<S, 1, FEW>(t),
+    let mut done = 0;
+    while done < t.panels {
+        // SAFETY: `done` panels and their sums lie before; as many panels, of those left, and rows as the functions are named for.
+        unsafe {
+            let (data, acc) = (t.data.add(done * t.data_stride), t.acc.add(done * t.acc_stride));
+            let t = Tile { data, acc, ahead: t.ahead.wrapping_add(done * t.ahead_stride), ..*t };
+            done += match (t.tokens, t.panels - done) {
+                (1, 4..) => product::<S, 4, 1>(&t),
+                (1, 2..) => product::<S, 2, 1>(&t),
+                (1, _) => product::<S, 1, 1>(&t),
+                (2, 4..) => product::<S, 4, 2>(&t),
+                (2, 2..) => product::<S, 2, 2>(&t),
+                (2, _) => product::<S, 1, 2>(&t),
+                (3, 2..) => product::<S, 2, 3>(&t),
+                (3, _) => product::<S, 1, 3>(&t),
+                (4, 2..) => product::<S, 2, 4>(&t),
+                (4, _) => product::<S, 1, 4>(&t),
+                (5, _) => product::<S, 1, 5>(&t),
+                (6, _) => product::<S, 1, 6>(&t),
+                (7, _) => product::<S, 1, 7>(&t),
+                _ => product::<S, 1, FEW>(&t),
+            };
         }
     }
 }
@@ -75,26 +89,27 @@ pub(super) unsafe fn tile(t: &Tile) {
     // SAFETY: the selected function has the same contract.
     unsafe {
         match (groups, signed, t.panels) {
-            (1, true, 1) => by_tokens::<Wide<1, true>, 1, 6>(t),
-            (1, true, _) => by_tokens::<Wide<1, true>, PAIR, 6>(t),
-            (1, false, 1) => by_tokens::<Wide<1, false>, 1, 6>(t),
-            (1, false, _) => by_tokens::<Wide<1, false>, PAIR, 6>(t),
-            // Two groups need a third register for each sum.
-            (_, true, 1) => by_tokens::<Wide<2, true>, 1, 4>(t),
-            (_, true, _) => by_tokens::<Wide<2, true>, PAIR, 4>(t),
-            (_, false, 1) => by_tokens::<Wide<2, false>, 1, 4>(t),
-            (_, false, _) => by_tokens::<Wide<2, false>, PAIR, 4>(t),
+            (1, true, 1) => by_tokens::<Wide<1, true>, 1>(t),
+            (1, true, _) => by_tokens::<Wide<1, true>, PAIR>(t),
+            (1, false, 1) => by_tokens::<Wide<1, false>, 1>(t),
+            (1, false, _) => by_tokens::<Wide<1, false>, PAIR>(t),
+            (_, true, 1) => by_tokens::<Wide<2, true>, 1>(t),
+            (_, true, _) => by_tokens::<Wide<2, true>, PAIR>(t),
+            (_, false, 1) => by_tokens::<Wide<2, false>, 1>(t),
+            (_, false, _) => by_tokens::<Wide<2, false>, PAIR>(t),
         }
     }
 }
 
-/// A tile in parts of at most `T` rows, nearly equal.
+/// Rows of activations at a time, of two panels: their sums, whole and scaled, take 24 registers of 32.
+const ROWS: usize = 6;
+
+/// A tile in parts of at most [`ROWS`] rows, nearly equal.
 ///
 /// # Safety
 /// See [`super::TileFn`]; there are `P` panels.
-unsafe fn by_tokens<S: Source, const P: usize, const T: usize>(t: &Tile) {
-    const { assert!(T <= 6) };
-    let parts = t.tokens.div_ceil(T);
+unsafe fn by_tokens<S: Source, const P: usize>(t: &Tile) {
+    let parts = t.tokens.div_ceil(ROWS);
     for part in 0..parts {
         let (first, end) = (part * t.tokens / parts, (part + 1) * t.tokens / parts);
         // What lies ahead is fetched once.
@@ -109,8 +124,8 @@ unsafe fn by_tokens<S: Source, const P: usize, const T: usize>(t: &Tile) {
                 3 => product::<S, P, 3>(&t),
                 4 => product::<S, P, 4>(&t),
                 5 => product::<S, P, 5>(&t),
-                _ => product::<S, P, 6>(&t),
-            }
+                _ => product::<S, P, ROWS>(&t),
+            };
         }
     }
 }
@@ -128,22 +143,21 @@ macro_rules! multiply {
     )*};
 }
 
-/// Products of `P` panels with `T` rows.
+/// Products of `P` panels with `T` rows; the number of panels.
 ///
 /// # Safety
 /// See [`super::TileFn`]; there are `P` panels and `T` rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[expect(clippy::needless_range_loop, reason = "constant trip counts, unrolled into registers")]
-unsafe fn product<S: Source, const P: usize, const T: usize>(t: &Tile) {
+unsafe fn product<S: Source, const P: usize, const T: usize>(t: &Tile) -> usize {
     let mut acc = [[_mm512_setzero_ps(); T]; P];
-    let shift = _mm512_set1_ps(SHIFT);
+    let shift = _mm512_castps_si512(_mm512_set1_ps(SHIFT));
     // SAFETY: `P` panels with `T` rows of sums, `T` rows of lines, and `count` blocks, by the caller's promise; lines start with
     // 32 bytes; fetching ahead touches nothing.
     unsafe {
-        for panel in 0..P {
-            for i in 0..T {
-                acc[panel][i] = _mm512_loadu_ps(t.acc.add(panel * t.acc_stride + i * PANEL));
-            }
+        let sums = |panel: usize, i: usize| t.acc.add(panel * t.acc_stride + i * PANEL);
+        if S::GROUPS == 1 {
+            acc = std::array::from_fn(|panel| std::array::from_fn(|i| _mm512_loadu_ps(sums(panel, i))));
         }
         let mut lines = t.lines;
         let mut ahead = t.ahead;
@@ -152,70 +166,77 @@ unsafe fn product<S: Source, const P: usize, const T: usize>(t: &Tile) {
             for block in 0..S::BLOCKS {
                 for line in (0..t.fetched).step_by(64) {
                     for panel in 0..P {
-                        // To the second cache: the first has too few places for lines on their way.
-                        _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(panel * t.ahead_stride + line).cast());
+                        let line = ahead.wrapping_add(panel * t.ahead_stride + line).cast();
+                        if S::STORED {
+                            _mm_prefetch::<_MM_HINT_T0>(line);
+                        } else {
+                            // The first cache has no room for it yet.
+                            _mm_prefetch::<_MM_HINT_T1>(line);
+                        }
                     }
                 }
                 ahead = ahead.wrapping_add(t.fetched);
-                let mut total = [[_mm512_castps_si512(shift); T]; P];
-                let mut sum = [[_mm512_setzero_ps(); T]; P];
-                if S::SIGNED {
-                    for i in 0..T {
-                        let line = &*lines.add(i);
-                        let start = _mm512_set1_epi32(if S::GROUPS == 1 { line.start } else { line.starts[0] });
-                        for panel in 0..P {
-                            total[panel][i] = start;
-                        }
-                    }
-                }
-                multiply!(sources, block, lines, total, 0 1 2 3);
-                let scale = sources.map(|source| source.scale(block, 0));
-                let off = scale.map(|scale| _mm512_mul_ps(scale, _mm512_set1_ps(-SHIFT)));
-                if S::GROUPS == 2 {
-                    let minimum = if S::SIGNED { scale } else { sources.map(|source| source.minimum(block, 0)) };
-                    for i in 0..T {
-                        let line = &*lines.add(i);
-                        let start = _mm512_set1_epi32(line.starts[1]);
-                        let activations = _mm512_set1_ps(line.halves[0]);
-                        for panel in 0..P {
-                            sum[panel][i] = _mm512_fmadd_ps(_mm512_castsi512_ps(total[panel][i]), scale[panel], off[panel]);
-                            if S::SIGNED {
-                                total[panel][i] = start;
-                            } else {
-                                sum[panel][i] = _mm512_fmadd_ps(minimum[panel], activations, sum[panel][i]);
-                                total[panel][i] = _mm512_castps_si512(shift);
+                macro_rules! group {
+                    ($group:literal: $($step:literal)*) => {
+                        let mut total = [[shift; T]; P];
+                        if S::SIGNED {
+                            for i in 0..T {
+                                let line = &*lines.add(i);
+                                let start = _mm512_set1_epi32(if S::GROUPS == 1 { line.start } else { line.starts[$group] });
+                                for panel in 0..P {
+                                    total[panel][i] = start;
+                                }
                             }
                         }
-                    }
-                }
-                multiply!(sources, block, lines, total, 4 5 6 7);
-                let scale = if S::GROUPS == 1 { scale } else { sources.map(|source| source.scale(block, 1)) };
-                let minimum = if S::SIGNED { scale } else { sources.map(|source| source.minimum(block, S::GROUPS - 1)) };
-                for i in 0..T {
-                    let line = &*lines.add(i);
-                    let activations = _mm512_set1_ps(if S::GROUPS == 1 { line.sum } else { line.halves[1] });
-                    let d = _mm512_set1_ps(line.d);
-                    for panel in 0..P {
-                        let shifted = _mm512_castsi512_ps(total[panel][i]);
-                        let mut all = match S::GROUPS {
-                            1 => _mm512_fmadd_ps(shifted, scale[panel], off[panel]),
-                            _ => _mm512_fmadd_ps(_mm512_sub_ps(shifted, shift), scale[panel], sum[panel][i]),
-                        };
-                        if !S::SIGNED {
-                            all = _mm512_fmadd_ps(minimum[panel], activations, all);
+                        multiply!(sources, block, lines, total, $($step)*);
+                        if S::GROUPS == 2 {
+                            // What scales is read when it is needed: else sums have to leave their registers for it.
+                            compiler_fence(Ordering::SeqCst);
                         }
-                        acc[panel][i] = _mm512_fmadd_ps(all, d, acc[panel][i]);
-                    }
+                        let scale = sources.map(|source| source.scale(block, $group));
+                        let off = scale.map(|scale| _mm512_mul_ps(scale, _mm512_set1_ps(-SHIFT)));
+                        let minimum = if S::SIGNED { scale } else { sources.map(|source| source.minimum(block, $group)) };
+                        for i in 0..T {
+                            let line = &*lines.add(i);
+                            let activations = _mm512_set1_ps(if S::GROUPS == 1 { line.sum } else { line.halves[$group] });
+                            let d = _mm512_set1_ps(line.d);
+                            for panel in 0..P {
+                                let shifted = _mm512_castsi512_ps(total[panel][i]);
+                                let mut sum = _mm512_fmadd_ps(shifted, scale[panel], off[panel]);
+                                if !S::SIGNED {
+                                    sum = _mm512_fmadd_ps(minimum[panel], activations, sum);
+                                }
+                                acc[panel][i] = _mm512_fmadd_ps(sum, d, acc[panel][i]);
+                            }
+                        }
+                    };
+                }
+                if S::GROUPS == 1 {
+                    group!(0: 0 1 2 3 4 5 6 7);
+                } else {
+                    group!(0: 0 1 2 3);
+                    group!(1: 4 5 6 7);
                 }
                 lines = lines.add(t.stride);
             }
+            if S::GROUPS == 2 {
+                for panel in 0..P {
+                    for i in 0..T {
+                        let of_unit = std::mem::replace(&mut acc[panel][i], _mm512_setzero_ps());
+                        _mm512_storeu_ps(sums(panel, i), _mm512_add_ps(_mm512_loadu_ps(sums(panel, i)), of_unit));
+                    }
+                }
+            }
         }
-        for panel in 0..P {
-            for i in 0..T {
-                _mm512_storeu_ps(t.acc.add(panel * t.acc_stride + i * PANEL), acc[panel][i]);
+        if S::GROUPS == 1 {
+            for panel in 0..P {
+                for i in 0..T {
+                    _mm512_storeu_ps(sums(panel, i), acc[panel][i]);
+                }
             }
         }
     }
+    P
 }
 
 /// Widens whole units into blocks. Signed levels have `offset` added, 128 or nothing.

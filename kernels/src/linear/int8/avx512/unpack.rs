@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use std::cmp::Ordering;
 
 use crate::format::Format;
-use crate::linear::int8::panel::{Block, Kind, PANEL, Scales, TABLE};
+use crate::linear::int8::panel::{Block, Kind, PANEL, SUMMED, Scales, TABLE};
 
 /// Where the levels and scales of a panel come from.
 pub(super) trait Source: Copy {
@@ -18,6 +18,8 @@ pub(super) trait Source: Copy {
     /// Blocks of a unit, and its bytes.
     const BLOCKS: usize;
     const BYTES: usize;
+    /// Units are read from memory: what is fetched ahead is soon read itself, and not what becomes of it.
+    const STORED: bool;
 
     /// # Safety
     /// AVX-512 F and BW; a unit can be read at `at`.
@@ -36,15 +38,16 @@ pub(super) trait Source: Copy {
     unsafe fn minimum(self, block: usize, group: usize) -> __m512;
 }
 
-/// A widened block.
+/// Widened blocks: one or, with two groups, those of a unit.
 #[derive(Clone, Copy)]
 pub(super) struct Wide<const GROUPS: usize, const SIGNED: bool>(*const Block);
 
 impl<const GROUPS: usize, const SIGNED: bool> Source for Wide<GROUPS, SIGNED> {
     const GROUPS: usize = GROUPS;
     const SIGNED: bool = SIGNED;
-    const BLOCKS: usize = 1;
-    const BYTES: usize = size_of::<Block>();
+    const BLOCKS: usize = if GROUPS == 1 { 1 } else { SUMMED };
+    const BYTES: usize = Self::BLOCKS * size_of::<Block>();
+    const STORED: bool = false;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
@@ -54,23 +57,23 @@ impl<const GROUPS: usize, const SIGNED: bool> Source for Wide<GROUPS, SIGNED> {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn step<const STEP: usize>(self, _block: usize) -> __m512i {
-        // SAFETY: a block starts with its levels and is aligned.
-        unsafe { self.0.cast::<__m512i>().add(STEP).read() }
+    unsafe fn step<const STEP: usize>(self, block: usize) -> __m512i {
+        // SAFETY: a block, by the caller's promise, which starts with its levels and is aligned.
+        unsafe { self.0.add(block).cast::<__m512i>().add(STEP).read() }
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn scale(self, _block: usize, group: usize) -> __m512 {
+    unsafe fn scale(self, block: usize, group: usize) -> __m512 {
         // SAFETY: a block, by the caller's promise.
-        unsafe { _mm512_load_ps((&(*self.0).scales)[group].as_ptr()) }
+        unsafe { _mm512_load_ps((&(*self.0.add(block)).scales)[group].as_ptr()) }
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn minimum(self, _block: usize, group: usize) -> __m512 {
+    unsafe fn minimum(self, block: usize, group: usize) -> __m512 {
         // SAFETY: a block, by the caller's promise.
-        unsafe { _mm512_load_ps((&(*self.0).minima)[group].as_ptr()) }
+        unsafe { _mm512_load_ps((&(*self.0.add(block)).minima)[group].as_ptr()) }
     }
 }
 
@@ -87,6 +90,7 @@ impl<const FORMAT: usize> Packed<FORMAT> {
     const KIND: Kind = {
         let kind = Kind::of(Format::ALL[FORMAT]).expect("formats without panels are not unpacked");
         assert!(kind.format as usize == FORMAT, "formats are listed in their order");
+        assert!(kind.groups == 1 || kind.blocks() == SUMMED, "sums of two groups are those of a unit");
         kind
     };
 }
@@ -96,6 +100,7 @@ impl<const FORMAT: usize> Source for Packed<FORMAT> {
     const SIGNED: bool = Self::KIND.signed;
     const BLOCKS: usize = Self::KIND.blocks();
     const BYTES: usize = Self::KIND.unit_bytes();
+    const STORED: bool = true;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
