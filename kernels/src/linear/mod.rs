@@ -166,26 +166,76 @@ fn streams(w: &Weight<'_>) -> bool {
 }
 
 fn stream(pool: &Pool, sizes: Sizes, x: &[f32], w: &Weight<'_>, y: &mut [f32], layer: &Layer<'_>) {
+    let Sizes { m, n, .. } = sizes;
+    layer.addend.check(m, n);
+    let out = Streamed { isa: pool.isa(), n, layer, y: Disjoint::new(y) };
+    match Decoded::new(pool.isa(), w) {
+        Some(panels) => stream_panels(pool, sizes, x, &panels, w.data.len(), &out),
+        None => stream_rows(pool, sizes, x, w, &out),
+    }
+}
+
+/// Where dot products go, and what happens to them on the way.
+struct Streamed<'a> {
+    isa: Isa,
+    n: usize,
+    layer: &'a Layer<'a>,
+    y: Disjoint<'a, f32>,
+}
+
+impl Streamed<'_> {
+    /// Writes the dot products of row `i` of the activations with the weight's rows from `first` on.
+    ///
+    /// # Safety
+    /// Nobody else writes these elements at the same time.
+    unsafe fn write(&self, i: usize, first: usize, sums: &mut [f32]) {
+        let &Layer { alpha, bias, activation, addend } = self.layer;
+        for (j, sum) in sums.iter_mut().enumerate() {
+            *sum = alpha * *sum + bias.map_or(0.0, |bias| bias[first + j]);
+        }
+        if let Some(activation) = activation {
+            elementwise::apply(self.isa, activation, sums);
+        }
+        // SAFETY: by the caller's promise.
+        let y = unsafe { self.y.slice(i * self.n + first, sums.len()) };
+        match addend {
+            Addend::None => y.copy_from_slice(sums),
+            Addend::Output { beta } => y.iter_mut().zip(sums).for_each(|(y, sum)| *y = *sum + beta * *y),
+            Addend::Matrix { values, row_stride, beta } => {
+                let values = &values[i * row_stride + first..];
+                y.iter_mut().zip(sums).zip(values).for_each(|((y, sum), value)| *y = *sum + beta * value);
+            }
+        }
+    }
+}
+
+fn stream_panels(pool: &Pool, sizes: Sizes, x: &[f32], w: &Decoded<'_>, bytes: usize, out: &Streamed<'_>) {
+    let Sizes { m, n, .. } = sizes;
+    let panels = n.div_ceil(PANEL);
+    let groups = panels.div_ceil(int8::streams(pool, m, panels));
+    int8::share_out(pool, sizes.is_small(), groups, bytes, &|group| {
+        let mut sums = [[[0f32; PANEL]; STREAMED]; int8::STREAMS];
+        let chosen = (group..panels).step_by(groups);
+        w.dots(group, groups, m, x, &mut sums[..chosen.len()]);
+        for (panel, sums) in chosen.zip(&mut sums) {
+            let first = panel * PANEL;
+            for (i, sums) in sums.iter_mut().enumerate().take(m) {
+                // SAFETY: a panel is in one group.
+                unsafe { out.write(i, first, &mut sums[..PANEL.min(n - first)]) };
+            }
+        }
+    });
+}
+
+fn stream_rows(pool: &Pool, sizes: Sizes, x: &[f32], w: &Weight<'_>, out: &Streamed<'_>) {
     // Weight rows per task: some ten microseconds of reading.
     const TASK: usize = 32;
     let Sizes { m, n, k } = sizes;
-    let &Layer { alpha, bias, activation, addend } = layer;
-    addend.check(m, n);
     let dots = row_dots(pool.isa());
-    let repacked = Decoded::new(pool.isa(), w);
-    let y = Disjoint::new(y);
     run(pool, sizes.is_small(), n.div_ceil(TASK), &|task| {
         let end = n.min((task + 1) * TASK);
         let mut sums = [[0f32; TASK]; STREAMED];
-        for first in (task * TASK..end).step_by(if repacked.is_some() { PANEL } else { ROWS }) {
-            if let Some(repacked) = &repacked {
-                let mut out = [[0f32; PANEL]; STREAMED];
-                repacked.dots(first / PANEL, m, x, &mut out);
-                for (sums, out) in sums.iter_mut().zip(out).take(m) {
-                    sums[first - task * TASK..][..PANEL].copy_from_slice(&out);
-                }
-                continue;
-            }
+        for first in (task * TASK..end).step_by(ROWS) {
             // Past the edge the last row is repeated and its results dropped.
             let bytes = std::array::from_fn(|r| w.row((first + r).min(end - 1)).as_ptr());
             let rows = Rows { format: w.format, bytes, k, x: x.as_ptr(), m };
@@ -198,23 +248,8 @@ fn stream(pool: &Pool, sizes: Sizes, x: &[f32], w: &Weight<'_>, y: &mut [f32], l
         }
         let first = task * TASK;
         for (i, sums) in sums.iter_mut().enumerate().take(m) {
-            let sums = &mut sums[..end - first];
-            for (j, sum) in sums.iter_mut().enumerate() {
-                *sum = alpha * *sum + bias.map_or(0.0, |bias| bias[first + j]);
-            }
-            if let Some(activation) = activation {
-                elementwise::apply(pool.isa(), activation, sums);
-            }
             // SAFETY: this task alone has these columns.
-            let y = unsafe { y.slice(i * n + first, sums.len()) };
-            match addend {
-                Addend::None => y.copy_from_slice(sums),
-                Addend::Output { beta } => y.iter_mut().zip(sums).for_each(|(y, sum)| *y = *sum + beta * *y),
-                Addend::Matrix { values, row_stride, beta } => {
-                    let values = &values[i * row_stride + first..];
-                    y.iter_mut().zip(sums).zip(values).for_each(|((y, sum), value)| *y = *sum + beta * value);
-                }
-            }
+            unsafe { out.write(i, first, &mut sums[..end - first]) };
         }
     });
 }

@@ -116,21 +116,34 @@ impl<'a> Decoded<'a> {
         });
     }
 
-    /// Sums of a panel with `m` rows of activations, `[m, cols]`, at most eight.
+    /// Sums of panels with `m` rows of activations, `[m, cols]`, at most eight: of panel `first`, and of as many others, each `apart` after
+    /// the one before, as `out` has places.
     ///
     /// # Panics
     /// When there is no such panel, or a length does not match.
     #[track_caller]
-    pub(crate) fn dots(&self, panel: usize, m: usize, x: &[f32], out: &mut [Column; FEW]) {
-        let units = self.units(panel, 0..self.cols);
+    pub(crate) fn dots(&self, first: usize, apart: usize, m: usize, x: &[f32], out: &mut [[Column; FEW]]) {
         assert!(m <= FEW && x.len() == m * self.cols, "activations of the weight");
+        let units = |index: usize| self.units(first + index * apart, 0..self.cols);
         match self.isa {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the level comes from a pool, which has checked it against the CPU; lengths are checked.
-            Isa::Avx512 | Isa::Amx => unsafe { super::avx512::dots(self.kind, units, m, x.as_ptr(), self.cols, out) },
+            Isa::Avx512 | Isa::Amx => {
+                let mut start = 0;
+                while start < out.len() {
+                    let panels = super::avx512::panels(m, out.len() - start);
+                    // Those past `panels` are not read.
+                    let units = std::array::from_fn(|index| units(start + index.min(panels - 1)));
+                    let out = &mut out[start..start + panels];
+                    // SAFETY: the level comes from a pool, which has checked it against the CPU; lengths are checked.
+                    unsafe { super::avx512::dots(self.kind, units, m, x.as_ptr(), self.cols, out) };
+                    start += panels;
+                }
+            }
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => vector_dots(self.isa, self.kind, units, m, x, out),
-            _ => dots_with(self.kind, units, m, x, out),
+            Isa::Avx2 => {
+                out.iter_mut().enumerate().for_each(|(i, out)| vector_dots(self.isa, self.kind, units(i), m, x, out));
+            }
+            _ => out.iter_mut().enumerate().for_each(|(i, out)| dots_with(self.kind, units(i), m, x, out)),
         }
     }
 }

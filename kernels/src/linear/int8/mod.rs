@@ -95,7 +95,7 @@ const AHEAD: usize = 2048;
 
 /// Panels that are read together as they are stored, where there are rows of activations few enough and panels in plenty: streams
 /// far from each other, each of which goes on where the last task left it. Memory answers four of them faster than one.
-const STREAMS: usize = 4;
+pub(crate) const STREAMS: usize = 4;
 
 /// A product of some blocks of one or a pair of panels with rows of activations of one tile, or of whole tiles.
 #[cfg_attr(
@@ -213,12 +213,7 @@ pub fn linear_int8_many<const N: usize>(pool: &Pool, m: usize, x: &[u32], parts:
     let wide = parts.iter().map(|part| part.w.rows.div_ceil(PANEL).div_ceil(WIDE_GROUP)).sum::<usize>();
     let direct = direct_fn(pool.isa(), m);
     let group_panels = match direct {
-        Some(_) => match m {
-            0..=2 => STREAMS,
-            3..=4 => STREAMS / 2,
-            _ => 1,
-        }
-        .clamp(1, (panels / (8 * pool.threads())).max(1)),
+        Some(_) => streams(pool, m, panels),
         None if tiles > 1 && wide * tiles.div_ceil(8) >= 4 * pool.threads() => WIDE_GROUP,
         None => GROUP,
     };
@@ -248,18 +243,9 @@ pub fn linear_int8_many<const N: usize>(pool: &Pool, m: usize, x: &[u32], parts:
     let small = m * panels * PANEL * k < 1 << 18;
     let part_of = |group: usize| parts.iter().find(|part| part.groups.contains(&group)).expect("groups are those of the parts");
     if let Some(multiply) = direct {
-        // A thread takes its share of half of what is left, so that streams are long and all threads are done at nearly the same time.
-        let least = (TASK_BYTES * groups / bytes.max(1)).max(1);
-        let share = |start: usize| ((groups - start) / (2 * pool.threads())).max(least).min(groups - start);
-        let next = AtomicUsize::new(0);
-        let take = |start: usize| (start < groups).then(|| start + share(start));
-        return run(pool, small, pool.threads(), &|_| {
-            while let Ok(start) = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
-                for group in start..start + share(start) {
-                    let part = part_of(group);
-                    part.read(pool.isa(), multiply, &x, group - part.groups.start, part.groups.len());
-                }
-            }
+        return share_out(pool, small, groups, bytes, &|group| {
+            let part = part_of(group);
+            part.read(pool.isa(), multiply, &x, group - part.groups.start, part.groups.len());
         });
     }
     // Groups of a task: several where there are few rows, since a panel is then read in half a microsecond.
@@ -279,6 +265,30 @@ pub fn linear_int8_many<const N: usize>(pool: &Pool, m: usize, x: &[u32], parts:
             let part = part_of(group);
             let first = (group - part.groups.start) * group_panels;
             part.multiply(pool.isa(), &x, first..part.n.div_ceil(PANEL).min(first + group_panels), tiles.clone());
+        }
+    });
+}
+
+/// Panels that are read together, each far from the others, for `m` rows of activations.
+pub(super) fn streams(pool: &Pool, m: usize, panels: usize) -> usize {
+    match m {
+        0..=2 => STREAMS,
+        3..=4 => STREAMS / 2,
+        _ => 1,
+    }
+    .clamp(1, (panels / (8 * pool.threads())).max(1))
+}
+
+/// Calls `body` with each of so many groups of panels, of `bytes` in all: a thread takes its share of half of what is left, so that
+/// streams are long and all threads are done at nearly the same time.
+pub(super) fn share_out(pool: &Pool, small: bool, groups: usize, bytes: usize, body: &(dyn Fn(usize) + Sync)) {
+    let least = (TASK_BYTES * groups / bytes.max(1)).max(1);
+    let share = |start: usize| ((groups - start) / (2 * pool.threads())).max(least).min(groups - start);
+    let next = AtomicUsize::new(0);
+    let take = |start: usize| (start < groups).then(|| start + share(start));
+    run(pool, small, pool.threads(), &|_| {
+        while let Ok(start) = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+            (start..start + share(start)).for_each(body);
         }
     });
 }

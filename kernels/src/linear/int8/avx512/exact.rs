@@ -5,10 +5,10 @@ use std::arch::x86_64::*;
 use super::for_format;
 use super::unpack::{Packed, Source};
 use crate::format::Format;
-use crate::linear::int8::AHEAD;
 use crate::linear::int8::decode::{Column, FEW};
 use crate::linear::int8::panel::{Kind, PANEL};
 use crate::linear::int8::rows::BLOCK;
+use crate::linear::int8::{AHEAD, STREAMS};
 
 /// Writes the columns of whole units, `stride` floats apart.
 ///
@@ -19,11 +19,27 @@ pub(in crate::linear::int8) unsafe fn columns(kind: Kind, units: &[u8], out: *mu
     unsafe { for_format!(kind.format, columns_of(units, out, stride)) }
 }
 
-/// Sums of whole units with `m` rows of activations, `k` apart.
+/// Of so many panels, how many are multiplied with `m` rows of activations at once.
+pub(in crate::linear::int8) fn panels(m: usize, panels: usize) -> usize {
+    match (m, panels) {
+        (..=2, 4..) => 4,
+        (3..=4, 2..) => 2,
+        _ => 1,
+    }
+}
+
+/// Sums of the whole units of each of [`panels`] panels with `m` rows of activations, `k` apart.
 ///
 /// # Safety
 /// AVX-512 F, BW and VNNI; each row has as many activations as the units columns; `m` is at most [`FEW`].
-pub(in crate::linear::int8) unsafe fn dots(kind: Kind, units: &[u8], m: usize, x: *const f32, k: usize, out: &mut [Column; FEW]) {
+pub(in crate::linear::int8) unsafe fn dots(
+    kind: Kind,
+    units: [&[u8]; STREAMS],
+    m: usize,
+    x: *const f32,
+    k: usize,
+    out: &mut [[Column; FEW]],
+) {
     // SAFETY: the selected function has the same contract.
     unsafe { for_format!(kind.format, dots_of(units, m, x, k, out)) }
 }
@@ -123,24 +139,28 @@ unsafe fn columns_of<S: Source>(units: &[u8], mut out: *mut f32, stride: usize) 
 
 /// # Safety
 /// See [`dots`].
-unsafe fn dots_of<S: Source>(units: &[u8], m: usize, x: *const f32, k: usize, out: &mut [Column; FEW]) {
-    // SAFETY: as many rows as the functions are named for.
+unsafe fn dots_of<S: Source>(units: [&[u8]; STREAMS], m: usize, x: *const f32, k: usize, out: &mut [[Column; FEW]]) {
+    // SAFETY: as many rows and panels as the functions are named for.
     unsafe {
-        match m {
-            1 => rows::<S, 1, 4>(units, x, k, out),
-            2 => rows::<S, 2, 4>(units, x, k, out),
-            3 => rows::<S, 3, 2>(units, x, k, out),
-            4 => rows::<S, 4, 2>(units, x, k, out),
-            5 => rows::<S, 5, 1>(units, x, k, out),
-            6 => rows::<S, 6, 1>(units, x, k, out),
-            7 => rows::<S, 7, 1>(units, x, k, out),
-            _ => rows::<S, FEW, 1>(units, x, k, out),
+        match (m, out.len()) {
+            (1, 4) => rows::<S, 1, 4, 2>(units, x, k, out),
+            (1, _) => rows::<S, 1, 1, 4>(units, x, k, out),
+            (2, 4) => rows::<S, 2, 4, 1>(units, x, k, out),
+            (2, _) => rows::<S, 2, 1, 4>(units, x, k, out),
+            (3, 2) => rows::<S, 3, 2, 1>(units, x, k, out),
+            (3, _) => rows::<S, 3, 1, 2>(units, x, k, out),
+            (4, 2) => rows::<S, 4, 2, 1>(units, x, k, out),
+            (4, _) => rows::<S, 4, 1, 2>(units, x, k, out),
+            (5, _) => rows::<S, 5, 1, 1>(units, x, k, out),
+            (6, _) => rows::<S, 6, 1, 1>(units, x, k, out),
+            (7, _) => rows::<S, 7, 1, 1>(units, x, k, out),
+            _ => rows::<S, FEW, 1, 1>(units, x, k, out),
         }
     }
 }
 
 macro_rules! add_step {
-    ($step:literal, $source:ident, $block:ident, $scaling:ident, $x:ident, $k:ident, $acc:ident) => {
+    ($step:literal, $source:ident, $block:ident, $scaling:ident, $x:ident, $k:ident, $acc:expr) => {
         let columns = $scaling.four::<S>($step, $source.step::<$step>($block));
         for (v, column) in columns.into_iter().enumerate() {
             for i in 0..T {
@@ -151,36 +171,46 @@ macro_rules! add_step {
     };
 }
 
-/// `T` rows of activations, with several sums each where there are few.
+/// `T` rows of activations with `P` panels, with several sums each where there are few.
 ///
 /// # Safety
-/// See [`dots`]; there are `T` rows.
+/// See [`dots`]; there are `T` rows and `P` places.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn rows<S: Source, const T: usize, const SUMS: usize>(units: &[u8], mut x: *const f32, k: usize, out: &mut [Column; FEW]) {
-    let mut acc = [[_mm512_setzero_ps(); T]; SUMS];
+unsafe fn rows<S: Source, const T: usize, const P: usize, const SUMS: usize>(
+    units: [&[u8]; STREAMS],
+    mut x: *const f32,
+    k: usize,
+    out: &mut [[Column; FEW]],
+) {
+    let mut acc = [[[_mm512_setzero_ps(); T]; SUMS]; P];
     let fetched = S::BYTES / S::BLOCKS;
-    for unit in units.chunks_exact(S::BYTES) {
-        // SAFETY: a whole unit, and activations for its columns, by the caller's promise; fetching ahead touches nothing.
+    for unit in 0..units[0].len() / S::BYTES {
+        // SAFETY: whole units, and activations for their columns, by the caller's promise; fetching ahead touches nothing.
         unsafe {
-            let source = S::unit(unit.as_ptr());
+            let units: [*const u8; P] = std::array::from_fn(|panel| units[panel].as_ptr().add(unit * S::BYTES));
+            let sources = units.map(|unit| S::unit(unit));
             for block in 0..S::BLOCKS {
-                for line in (0..fetched).step_by(64) {
-                    let ahead = unit.as_ptr().wrapping_add(AHEAD + block * fetched + line);
-                    _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+                for (panel, source) in sources.into_iter().enumerate() {
+                    for line in (0..fetched).step_by(64) {
+                        let ahead = units[panel].wrapping_add(AHEAD + block * fetched + line);
+                        _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                    }
+                    let scaling = Scaling::of(source, block);
+                    steps!(add_step!(source, block, scaling, x, k, acc[panel]));
                 }
-                let scaling = Scaling::of(source, block);
-                steps!(add_step!(source, block, scaling, x, k, acc));
                 x = x.wrapping_add(BLOCK);
             }
         }
     }
-    for (i, out) in out.iter_mut().enumerate().take(T) {
-        let mut sum = acc[0][i];
-        for part in &acc[1..] {
-            sum = _mm512_add_ps(sum, part[i]);
+    for (acc, out) in acc.iter().zip(out) {
+        for (i, out) in out.iter_mut().enumerate().take(T) {
+            let mut sum = acc[0][i];
+            for part in &acc[1..] {
+                sum = _mm512_add_ps(sum, part[i]);
+            }
+            const { assert!(PANEL == 16) };
+            // SAFETY: 16 floats.
+            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };
         }
-        const { assert!(PANEL == 16) };
-        // SAFETY: 16 floats.
-        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };
     }
 }

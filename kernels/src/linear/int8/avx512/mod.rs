@@ -18,7 +18,7 @@ use super::panel::{Block, Kind, PANEL};
 use super::rows::{BLOCK, Line, START, scale_of};
 use super::{PAIR, SHIFT, Tile};
 use crate::format::Format;
-pub(super) use exact::{columns, dots};
+pub(super) use exact::{columns, dots, panels};
 use unpack::{Packed, Source, Wide};
 
 /// Rows of activations that read panels as they are stored.
