@@ -160,12 +160,14 @@ unsafe fn dots_of<S: Source>(units: [&[u8]; STREAMS], m: usize, x: *const f32, k
 }
 
 macro_rules! add_step {
-    ($step:literal, $source:ident, $block:ident, $scaling:ident, $x:ident, $k:ident, $acc:expr) => {
-        let columns = $scaling.four::<S>($step, $source.step::<$step>($block));
-        for (v, column) in columns.into_iter().enumerate() {
-            for i in 0..T {
-                let x = _mm512_set1_ps(*$x.add(i * $k + 4 * $step + v));
-                $acc[v % SUMS][i] = _mm512_fmadd_ps(column, x, $acc[v % SUMS][i]);
+    ($step:literal, $sources:ident, $block:ident, $scaling:ident, $x:ident, $k:ident, $acc:ident) => {
+        for panel in 0..P {
+            let columns = $scaling[panel].four::<S>($step, $sources[panel].step::<$step>($block));
+            for v in 0..4 {
+                for i in 0..T {
+                    let x = _mm512_set1_ps(*$x.add(i * $k + 4 * $step + v));
+                    $acc[panel][v % SUMS][i] = _mm512_fmadd_ps(columns[v], x, $acc[panel][v % SUMS][i]);
+                }
             }
         }
     };
@@ -176,6 +178,7 @@ macro_rules! add_step {
 /// # Safety
 /// See [`dots`]; there are `T` rows and `P` places.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[expect(clippy::needless_range_loop, reason = "constant trip counts, unrolled into registers")]
 unsafe fn rows<S: Source, const T: usize, const P: usize, const SUMS: usize>(
     units: [&[u8]; STREAMS],
     mut x: *const f32,
@@ -190,14 +193,14 @@ unsafe fn rows<S: Source, const T: usize, const P: usize, const SUMS: usize>(
             let units: [*const u8; P] = std::array::from_fn(|panel| units[panel].as_ptr().add(unit * S::BYTES));
             let sources = units.map(|unit| S::unit(unit));
             for block in 0..S::BLOCKS {
-                for (panel, source) in sources.into_iter().enumerate() {
-                    for line in (0..fetched).step_by(64) {
-                        let ahead = units[panel].wrapping_add(AHEAD + block * fetched + line);
+                for line in (0..fetched).step_by(64) {
+                    for unit in units {
+                        let ahead = unit.wrapping_add(AHEAD + block * fetched + line);
                         _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
                     }
-                    let scaling = Scaling::of(source, block);
-                    steps!(add_step!(source, block, scaling, x, k, acc[panel]));
                 }
+                let scaling = sources.map(|source| Scaling::of(source, block));
+                steps!(add_step!(sources, block, scaling, x, k, acc));
                 x = x.wrapping_add(BLOCK);
             }
         }
