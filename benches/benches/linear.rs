@@ -14,9 +14,10 @@ use swift_benches::median;
 use swift_kernels::ceiling::Ceilings;
 use swift_kernels::format::{Format, Weight};
 use swift_kernels::gemm::{MatRef, gemm};
-use swift_kernels::linear::int8::{linear_int8, quantize_rows, quantized_words, repack, repacked_bytes};
+use swift_kernels::linear::int8::{linear_int8, quantize_rows, quantized_words};
 use swift_kernels::linear::{linear, linear_dx};
 use swift_kernels::pages::prefer_huge;
+use swift_kernels::panels::{repack, repacked_bytes};
 use swift_kernels::pool::Pool;
 use swift_kernels::quant::quantize;
 

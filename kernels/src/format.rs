@@ -25,7 +25,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use crate::linear::int8::{PANEL, repacked_bytes};
+use crate::panels::{PANEL, repacked_bytes};
 
 /// Storage format of a weight matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -161,7 +161,7 @@ pub enum Layout {
     /// One after the other, as in files.
     #[default]
     Rows,
-    /// In panels, as [`crate::linear::int8::repack`] writes them.
+    /// In panels, as [`crate::panels::repack`] writes them.
     Panels,
 }
 

@@ -31,6 +31,7 @@ pub mod linear;
 pub mod lora;
 pub mod norm;
 pub mod pages;
+pub mod panels;
 pub mod pool;
 pub mod quant;
 pub mod random;

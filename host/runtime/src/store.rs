@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use swift_kernels::format::{Layout, Weight};
-use swift_kernels::linear::int8;
+use swift_kernels::panels;
 use swift_kernels::pool::Pool;
 use swift_kernels::quant;
 
@@ -126,20 +126,20 @@ impl Tensor {
             [count, n, cols] => (*format, (count, n, cols)),
             _ => return Ok(None),
         };
-        let Some(len) = int8::repacked_bytes(format, n, cols) else { return Ok(None) };
+        let Some(len) = panels::repacked_bytes(format, n, cols) else { return Ok(None) };
         if panels.get().is_none() {
             let mut buffer = Buffer::zeroed(count * len, "a repacked weight")?;
             let (data, row) = (bytes.as_slice(), format.row_bytes(cols));
             // In bands of whole panels, so that a weight is not in memory twice.
-            let band = (REPACKED_AT_ONCE / row.max(1)).next_multiple_of(int8::PANEL);
+            let band = (REPACKED_AT_ONCE / row.max(1)).next_multiple_of(panels::PANEL);
             for (matrix, mut out) in buffer.bytes_mut().chunks_exact_mut(len.max(1)).enumerate() {
                 for first in (0..n).step_by(band.max(1)) {
                     let rows = band.min(n - first);
                     let start = (matrix * n + first) * row;
                     let range = start..start + rows * row;
-                    let size = int8::repacked_bytes(format, rows, cols).unwrap_or(0);
+                    let size = panels::repacked_bytes(format, rows, cols).unwrap_or(0);
                     let (panels, rest) = out.split_at_mut(size);
-                    int8::repack(pool, &Weight::new(format, rows, cols, &data[range.clone()]), panels);
+                    panels::repack(pool, &Weight::new(format, rows, cols, &data[range.clone()]), panels);
                     bytes.release_part(range);
                     out = rest;
                 }
@@ -318,7 +318,7 @@ impl Store {
     pub fn takes_int8(&self) -> bool {
         self.weights.values().any(|entry| match entry {
             Entry::Tensor(Tensor { shape, storage: Storage::Shared(format, ..) }) => {
-                shape.len() > 1 && int8::repacked_bytes(*format, 1, format.block_len()).is_some()
+                shape.len() > 1 && panels::repacked_bytes(*format, 1, format.block_len()).is_some()
             }
             _ => false,
         })

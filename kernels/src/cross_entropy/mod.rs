@@ -40,7 +40,7 @@ use crate::format::Weight;
 use crate::gemm::scratch::with_scratch;
 use crate::gemm::{MatRef, gemm};
 use crate::isa::Isa;
-use crate::linear::int8::Decoded;
+use crate::panels::Decoded;
 use crate::pool::{Disjoint, Pool};
 use crate::quant::decoder;
 use stream::{Body, Head, Stream};

@@ -18,7 +18,7 @@ use super::operand::{Halves, MatRef, Operand, Source};
 use super::scratch::with_scratch;
 use crate::format::Weight;
 use crate::isa::Isa;
-use crate::linear::int8::Decoded;
+use crate::panels::Decoded;
 use crate::quant::{Decoder, decoder};
 
 /// A multiple of every `nr` and of every block length; packed columns are padded to it.

@@ -6,7 +6,7 @@
 //! eight rows (decoding) take the dot products of each encoded row, or panel, as it
 //! streams past, which is bound by the bandwidth of reading the weight.
 //!
-//! A weight lies in rows, as in its file, or was repacked once into the panels that [`int8`] describes. Values are bitwise the same, so
+//! A weight lies in rows, as in its file, or was repacked once into [`crate::panels`]. Values are bitwise the same, so
 //! are products of more than eight rows; panels are decoded faster, and the same copy serves whole numbers.
 //!
 //! Arithmetic is that of the decoded weight in `f32`: activations are not
@@ -21,8 +21,8 @@ use crate::gemm::kernel::Epilogue;
 use crate::gemm::pack::Panels;
 use crate::gemm::{Addend, Factor, Fused, MatRef, Output, gemm, gemm_fused};
 use crate::isa::Isa;
+use crate::panels::{self, Decoded, PANEL};
 use crate::pool::{Disjoint, Pool};
-use int8::{Decoded, PANEL};
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -35,7 +35,7 @@ mod scalar;
 mod tests;
 
 /// Most rows of activations for which weights are streamed row by row.
-const STREAMED: usize = int8::FEW;
+const STREAMED: usize = panels::FEW;
 
 /// What a layer does with its product: `y = activation(alpha x Wᵀ + bias) + addend`.
 #[derive(Clone, Copy, Debug)]
@@ -212,9 +212,9 @@ impl Streamed<'_> {
 fn stream_panels(pool: &Pool, sizes: Sizes, x: &[f32], w: &Decoded<'_>, bytes: usize, out: &Streamed<'_>) {
     let Sizes { m, n, .. } = sizes;
     let panels = n.div_ceil(PANEL);
-    let groups = panels.div_ceil(int8::streams(pool, m, panels));
-    int8::share_out(pool, sizes.is_small(), groups, bytes, &|group| {
-        let mut sums = [[[0f32; PANEL]; STREAMED]; int8::STREAMS];
+    let groups = panels.div_ceil(panels::streams(pool, m, panels));
+    panels::share_out(pool, sizes.is_small(), groups, bytes, &|group| {
+        let mut sums = [[[0f32; PANEL]; STREAMED]; panels::STREAMS];
         let chosen = (group..panels).step_by(groups);
         w.dots(group, groups, m, x, &mut sums[..chosen.len()]);
         for (panel, sums) in chosen.zip(&mut sums) {

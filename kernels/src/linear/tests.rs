@@ -25,9 +25,9 @@ impl Case {
 
     /// The same in panels.
     fn repacked(&self) -> Option<Case> {
-        let len = int8::repacked_bytes(self.format, self.rows, self.cols)?;
+        let len = panels::repacked_bytes(self.format, self.rows, self.cols)?;
         let mut bytes = vec![0; 1 + len];
-        int8::repack(&Pool::new(1), &self.weight(), &mut bytes[1..]);
+        panels::repack(&Pool::new(1), &self.weight(), &mut bytes[1..]);
         Some(Case { bytes, values: self.values.clone(), layout: Layout::Panels, ..*self })
     }
 

@@ -10,7 +10,7 @@ use crate::format::{Format, Weight};
 use crate::gemm::scratch::with_scratch;
 use crate::isa::Isa;
 use crate::layout::copy_rows;
-use crate::linear::int8::{Decoded, PANEL};
+use crate::panels::{Decoded, PANEL};
 use crate::pool::Pool;
 use crate::stream;
 

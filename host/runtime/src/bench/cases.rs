@@ -4,8 +4,8 @@ use swift_graph::op::{
     Attention, AttentionBackward, AttentionSpec, CrossEntropySpec, Linear, LinearCrossEntropy, LinearDw, LinearDx, MatMul,
 };
 use swift_graph::{DType, Dim, Float, Graph, NodeId, ParamInfo, Target, Type};
-use swift_kernels::linear::int8::repacked_bytes;
 use swift_kernels::pages::prefer_huge;
+use swift_kernels::panels::repacked_bytes;
 use swift_kernels::quant;
 
 use super::{Bound, cache, memory, models, optimizer};

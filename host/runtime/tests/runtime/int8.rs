@@ -8,6 +8,7 @@ use swift_graph::op::{Embed, GroupedLinear, Linear, OpRule, UnaryOp};
 use swift_graph::passes;
 use swift_graph::plan::plan;
 use swift_kernels::linear::int8;
+use swift_kernels::panels;
 use swift_kernels::pool::Pool;
 use swift_kernels::{format::Weight, quant};
 use swift_runtime::{Bytes, CpuDevice, CpuOptions, Device, Executable, Format, HostTensor, Owner, Precision, Store};
@@ -21,8 +22,8 @@ fn direct(case: &Case, weight: usize, x: &[f32]) -> Vec<f32> {
     let (_, format, shape, bytes) = &case.store[weight];
     let (n, k) = (shape[0], shape[1]);
     let m = x.len() / k;
-    let mut panels = vec![0; int8::repacked_bytes(*format, n, k).unwrap()];
-    int8::repack(&pool, &Weight::new(*format, n, k, bytes), &mut panels);
+    let mut panels = vec![0; panels::repacked_bytes(*format, n, k).unwrap()];
+    panels::repack(&pool, &Weight::new(*format, n, k, bytes), &mut panels);
     let mut rounded = vec![0; int8::quantized_words(m, k)];
     int8::quantize_rows(&pool, m, k, x, &mut rounded);
     let mut y = vec![0.0; m * n];
@@ -157,7 +158,7 @@ fn experts_round_the_rows_that_they_get() {
     c.out(y);
     let (_device, mut store, mut executable) = compiled(&c);
     let run = executable.run(&mut store, &c.env.bindings, &c.inputs).unwrap();
-    assert_eq!(store.bytes().panels, 3 * int8::repacked_bytes(Format::Q4_1, 24, 64).unwrap());
+    assert_eq!(store.bytes().panels, 3 * panels::repacked_bytes(Format::Q4_1, 24, 64).unwrap());
     let (_, format, _, stack) = c.store[0].clone();
     let input = floats(c.inputs.get("x0").unwrap());
     for (pair, y) in floats(run.get("out0").unwrap()).chunks_exact(24).enumerate() {

@@ -1,9 +1,9 @@
-//! Packing of weights that lie in panels of [`PANEL`] rows already ([`crate::linear::int8`]): the same values as from a file's blocks.
+//! Packing of weights that lie in panels of [`PANEL`] rows already ([`crate::panels`]): the same values as from a file's blocks.
 
 use super::super::kernel::{Kernels, Transpose};
 use super::super::scratch::with_scratch;
 use super::{GROUP, Part};
-use crate::linear::int8::{Column, Decoded, PANEL};
+use crate::panels::{Column, Decoded, PANEL};
 
 /// Columns of the weight that are decoded at a time.
 const STEP: usize = 256;

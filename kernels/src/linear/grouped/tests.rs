@@ -1,7 +1,7 @@
 use super::*;
 use crate::format::{Format, Layout};
 use crate::isa::Isa;
-use crate::linear::int8::repacked_bytes;
+use crate::panels::{self, repacked_bytes};
 use crate::quant::tests::noise;
 use crate::quant::{dequantize, quantize};
 
@@ -31,7 +31,7 @@ impl Case {
         let (len, stack) = (repacked_bytes(self.format, self.n, self.k).unwrap(), self.weight());
         let mut bytes = vec![0; self.count * len];
         for (e, bytes) in bytes.chunks_exact_mut(len).enumerate() {
-            int8::repack(&Pool::new(1), &expert(&stack, self.n, e, 0..self.n), bytes);
+            panels::repack(&Pool::new(1), &expert(&stack, self.n, e, 0..self.n), bytes);
         }
         Case { bytes, layout: Layout::Panels, ..self }
     }
@@ -142,7 +142,7 @@ fn whole_numbers_give_each_pair_what_its_expert_gives_its_row() {
                     let pool = Pool::with_isa(threads, isa);
                     let mut data = vec![0; count * len];
                     for (e, data) in data.chunks_exact_mut(len).enumerate() {
-                        int8::repack(&pool, &expert(&stack, n, e, 0..n), data);
+                        panels::repack(&pool, &expert(&stack, n, e, 0..n), data);
                     }
                     let mut memory = vec![0; groups_len(rows * choices, count)];
                     let groups = Groups::new(&experts, choices, count, &mut memory);

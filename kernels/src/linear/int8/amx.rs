@@ -20,10 +20,10 @@
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::panel::{Block, Kind, PANEL};
-use super::rows::{BLOCK, Line, START, TILE};
+use super::rows::{Line, START, TILE};
 use super::{PAIR, SHIFT, Tile};
 use crate::amx::{self, ROW_BYTES, Shapes, Tiles};
+use crate::panels::{BLOCK, Block, Kind, PANEL};
 
 /// The tile registers in the shapes that [`tile`] needs: sums, activations and levels.
 ///

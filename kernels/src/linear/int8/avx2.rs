@@ -8,9 +8,9 @@
 
 use std::arch::x86_64::*;
 
-use super::panel::{Block, PANEL, SUMMED};
-use super::rows::{BLOCK, Line};
-use super::{SHIFT, Tile, panel};
+use super::rows::Line;
+use super::{SHIFT, Tile};
+use crate::panels::{self, BLOCK, Block, PANEL, SUMMED};
 
 /// Rows of activations at a time.
 const TOKENS: usize = 4;
@@ -18,7 +18,7 @@ const TOKENS: usize = 4;
 /// # Safety
 /// See [`super::TileFn`].
 pub(super) unsafe fn tile(t: &Tile) {
-    let panel::Kind { groups, signed, .. } = t.kind;
+    let panels::Kind { groups, signed, .. } = t.kind;
     // SAFETY: the selected function has the same contract.
     unsafe {
         match (groups, signed) {

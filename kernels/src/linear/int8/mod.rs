@@ -1,13 +1,13 @@
 //! Linear layers in whole numbers: activations quantized to 8 bits, weights repacked into panels.
 //!
-//! The mode for inference. A weight is repacked once ([`repack`]), the activations are quantized
+//! The mode for inference. A weight is repacked once ([`crate::panels::repack`]), the activations are quantized
 //! once for all layers that read them ([`quantize_rows`]), and one kernel serves a single row,
 //! which is bound by reading the panels, as well as hundreds, which are bound by the multipliers:
 //! 8-bit products, four to a lane, are summed in 32 bits (`maddubs` on AVX2, `vpdpbusd` on
 //! AVX-512, tiles on AMX for many rows and signed levels with one scale in a block), and each group's sum is scaled into a float.
 //!
 //! ```text
-//! panel      16 output rows, padded with zero rows; units of whole blocks along k, in memory order (see `panel`)
+//! panel      16 output rows, padded with zero rows; units of whole blocks along k, in memory order (see [`crate::panels`])
 //! tile       up to 12 rows of activations, a cache line for every 32 values of each (see `rows`)
 //! in cache   levels u8 [8 steps][16 rows][4 values], scale and minimum f32 [16 rows]    (`Block`)
 //! ```
@@ -34,8 +34,6 @@
 //! Blocks of `x` below `1e-36` count as zero. A block with a NaN or an infinity makes its whole
 //! row of `y` NaN, and so does a scale of a weight with its whole column; an infinite minimum makes it infinite or NaN.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use super::Layer;
 use crate::elementwise;
 use crate::format::{Layout, Weight};
@@ -43,6 +41,7 @@ use crate::gemm::Addend;
 use crate::gemm::blocked::run;
 use crate::gemm::scratch::with_scratch;
 use crate::isa::Isa;
+use crate::panels::{self, AHEAD, BLOCK, Block, Kind, PANEL, TASK_BYTES, repacked_bytes, share_out, streams};
 use crate::pool::{Disjoint, Pool};
 
 #[cfg(target_arch = "x86_64")]
@@ -51,22 +50,15 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-mod decode;
-mod panel;
-mod repack;
 mod rows;
 mod scalar;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use decode::{Column, Decoded, FEW};
-pub use panel::PANEL;
-pub use repack::{repack, repacked_bytes};
 pub(super) use rows::quantize_chosen;
 pub use rows::{quantize_rows, quantized_words};
 
-use panel::{Block, Kind};
-use rows::{BLOCK, Line, Rows, TILE};
+use rows::{Line, Rows, TILE};
 
 /// `1.5 · 2²³`. A whole number below 2²² is the low bits of its sum with this, so it becomes a float by adding bits, and a float becomes
 /// the nearest one, ties to even, by adding floats.
@@ -89,13 +81,6 @@ const RUN: usize = 4;
 
 /// Bytes of activations of one task: they stay in L2 while panels pass.
 const KEPT: usize = 1 << 20;
-
-/// Bytes between what is multiplied and what is fetched from memory, of each panel that is read as it is stored.
-const AHEAD: usize = 2048;
-
-/// Panels that are read together as they are stored, where there are rows of activations few enough and panels in plenty: streams
-/// far from each other, each of which goes on where the last task left it. Memory answers four of them faster than one.
-pub(crate) const STREAMS: usize = 4;
 
 /// A product of some blocks of one or a pair of panels with rows of activations of one tile, or of whole tiles.
 #[cfg_attr(
@@ -162,7 +147,7 @@ fn level(isa: Isa, kind: Kind, m: usize) -> Isa {
 fn direct_fn(isa: Isa, m: usize) -> Option<TileFn> {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Amx if m <= avx512::FEW => Some(avx512::direct),
+        Isa::Avx512 | Isa::Amx if m <= panels::FEW => Some(avx512::direct),
         _ => {
             let _ = m;
             None
@@ -182,9 +167,6 @@ pub struct Part<'a> {
     /// Result.
     pub y: &'a mut [f32],
 }
-
-/// Bytes of panels that a task with few rows reads at least, so that handing tasks out costs little beside them.
-const TASK_BYTES: usize = 24 << 10;
 
 /// `y = alpha x Wᵀ + bias + beta y`: `x` is `m` rows from [`quantize_rows`], `y` is `[m, w.rows]`.
 ///
@@ -265,30 +247,6 @@ pub fn linear_int8_many<const N: usize>(pool: &Pool, m: usize, x: &[u32], parts:
             let part = part_of(group);
             let first = (group - part.groups.start) * group_panels;
             part.multiply(pool.isa(), &x, first..part.n.div_ceil(PANEL).min(first + group_panels), tiles.clone());
-        }
-    });
-}
-
-/// Panels that are read together, each far from the others, for `m` rows of activations.
-pub(super) fn streams(pool: &Pool, m: usize, panels: usize) -> usize {
-    match m {
-        0..=2 => STREAMS,
-        3..=4 => STREAMS / 2,
-        _ => 1,
-    }
-    .clamp(1, (panels / (8 * pool.threads())).max(1))
-}
-
-/// Calls `body` with each of so many groups of panels, of `bytes` in all: a thread takes its share of half of what is left, so that
-/// streams are long and all threads are done at nearly the same time.
-pub(super) fn share_out(pool: &Pool, small: bool, groups: usize, bytes: usize, body: &(dyn Fn(usize) + Sync)) {
-    let least = (TASK_BYTES * groups / bytes.max(1)).max(1);
-    let share = |start: usize| ((groups - start) / (2 * pool.threads())).max(least).min(groups - start);
-    let next = AtomicUsize::new(0);
-    let take = |start: usize| (start < groups).then(|| start + share(start));
-    run(pool, small, pool.threads(), &|_| {
-        while let Ok(start) = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
-            (start..start + share(start)).for_each(body);
         }
     });
 }
@@ -377,7 +335,7 @@ impl Open<'_> {
                     let pair = PAIR.min(panels - panel);
                     for (panel, widened) in (panel..panel + pair).zip(widened.chunks_exact_mut(stretch)) {
                         let units = &self.panel(first + panel, start)[..count / unit * kind.unit_bytes()];
-                        panel::widen(isa, kind, units, &mut widened[..count]);
+                        panels::widen(isa, kind, units, &mut widened[..count]);
                     }
                     let mut rest = tiles.clone();
                     while !rest.is_empty() {

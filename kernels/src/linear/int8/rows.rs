@@ -9,12 +9,10 @@
 //! sizes: with rows one after the other, columns that are a power of two would compete for the same few places of the first cache.
 
 use crate::isa::Isa;
+use crate::panels::BLOCK;
 use crate::pool::{Disjoint, Pool};
 
 use super::SHIFT;
-
-/// Activations that share a scale.
-pub(super) const BLOCK: usize = 32;
 
 /// Rows whose lines lie side by side.
 pub(super) const TILE: usize = 12;

@@ -1,8 +1,7 @@
 //! The products, one number after the other: the specification.
 
-use super::panel::{Block, PANEL, SUMMED};
-use super::rows::BLOCK;
 use super::{SHIFT, Tile};
+use crate::panels::{BLOCK, Block, PANEL, SUMMED};
 
 /// # Safety
 /// See [`super::TileFn`].

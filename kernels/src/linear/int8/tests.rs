@@ -1,6 +1,7 @@
 use super::*;
 use crate::elementwise::Unary;
 use crate::format::Format;
+use crate::panels::repack;
 use crate::quant::tests::noise;
 use crate::quant::{dequantize, quantize};
 
@@ -61,7 +62,7 @@ fn panels_widen_to_what_the_blocks_decode_to() {
             let shift = words.as_ptr().align_offset(64);
             let blocks = Block::of(&mut words[shift..][..k / BLOCK * Block::WORDS]);
             for (panel, bytes) in data.chunks_exact(k / kind.unit * kind.unit_bytes()).enumerate() {
-                panel::widen(isa, kind, bytes, blocks);
+                panels::widen(isa, kind, bytes, blocks);
                 for row in 0..PANEL {
                     for i in 0..k {
                         let (block, at) = (&blocks[i / BLOCK], i % BLOCK);

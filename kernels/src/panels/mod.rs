@@ -1,5 +1,8 @@
 //! Panels: 16 rows of a weight side by side, and what they become in cache.
 //!
+//! A frozen weight is repacked once ([`repack`]) and read in panels from then on: by products in whole numbers ([`crate::linear::int8`]), and
+//! in `f32` by all that take a [`crate::format::Weight`]: linear layers and their gradients, those with an adapter, of experts, losses of a head.
+//!
 //! A panel is a sequence of *units*, the shortest stretch of `k` that has scales of its own: 32
 //! values, or 256 where a format has blocks of blocks. A unit holds
 //!
@@ -20,37 +23,48 @@ use crate::format::Format;
 use crate::isa::Isa;
 use crate::quant::IQ4_NL;
 
-use super::rows::BLOCK;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+mod decode;
+mod repack;
+mod streams;
+
+pub(crate) use decode::{Column, Decoded, FEW};
+pub use repack::{repack, repacked_bytes};
+pub(crate) use streams::{AHEAD, STREAMS, TASK_BYTES, share_out, streams};
+
+/// Values of `k` in a block, which share a scale or have one for each half.
+pub(crate) const BLOCK: usize = 32;
 
 /// Rows of a panel.
 pub const PANEL: usize = 16;
 
 /// Levels of 32 values of all rows of a panel.
-pub(super) const LEVELS: usize = BLOCK * PANEL;
+pub(crate) const LEVELS: usize = BLOCK * PANEL;
 
 /// Blocks whose sums are added up before they are added to those of others, where blocks have two groups: those of a unit.
-pub(super) const SUMMED: usize = 8;
+pub(crate) const SUMMED: usize = 8;
 
 /// 32 values of all rows of a panel, ready to be multiplied.
 #[repr(C, align(64))]
-pub(super) struct Block {
+pub(crate) struct Block {
     /// Signed ones have 128 added, but not at [`Isa::Amx`], where there are products of signed bytes.
-    pub(super) levels: [u8; LEVELS],
+    pub(crate) levels: [u8; LEVELS],
     /// By group of 16, or all in the first.
-    pub(super) scales: [[f32; PANEL]; 2],
+    pub(crate) scales: [[f32; PANEL]; 2],
     /// As the scales, for levels that are not signed.
-    pub(super) minima: [[f32; PANEL]; 2],
+    pub(crate) minima: [[f32; PANEL]; 2],
 }
 
 impl Block {
     /// Zeros.
-    pub(super) const ZERO: Block = Block { levels: [0; LEVELS], scales: [[0.0; PANEL]; 2], minima: [[0.0; PANEL]; 2] };
+    pub(crate) const ZERO: Block = Block { levels: [0; LEVELS], scales: [[0.0; PANEL]; 2], minima: [[0.0; PANEL]; 2] };
 
     /// Size in floats.
-    pub(super) const WORDS: usize = size_of::<Block>() / 4;
+    pub(crate) const WORDS: usize = size_of::<Block>() / 4;
 
     /// Blocks in aligned scratch memory.
-    pub(super) fn of(words: &mut [f32]) -> &mut [Block] {
+    pub(crate) fn of(words: &mut [f32]) -> &mut [Block] {
         assert!(words.as_ptr().cast::<Block>().is_aligned(), "scratch starts at a cache line");
         // SAFETY: aligned by the check, whole blocks, and any bit pattern is a block.
         unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), words.len() / Block::WORDS) }
@@ -59,7 +73,7 @@ impl Block {
 
 /// How a format's scales are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Scales {
+pub(crate) enum Scales {
     /// `d`.
     Plain,
     /// `d` and a minimum `m`.
@@ -74,23 +88,23 @@ pub(super) enum Scales {
 
 /// How a format is laid out and multiplied.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Kind {
-    pub(super) format: Format,
+pub(crate) struct Kind {
+    pub(crate) format: Format,
     /// Values of `k` in a unit.
-    pub(super) unit: usize,
+    pub(crate) unit: usize,
     /// Bits of a level: the low ones, and those stored apart.
-    pub(super) low: usize,
-    pub(super) high: usize,
+    pub(crate) low: usize,
+    pub(crate) high: usize,
     /// Groups with scales of their own in 32 values.
-    pub(super) groups: usize,
+    pub(crate) groups: usize,
     /// Levels are signed and have no minimum.
-    pub(super) signed: bool,
-    pub(super) scales: Scales,
+    pub(crate) signed: bool,
+    pub(crate) scales: Scales,
 }
 
 impl Kind {
     /// `None` for formats that have no panels.
-    pub(super) const fn of(format: Format) -> Option<Kind> {
+    pub(crate) const fn of(format: Format) -> Option<Kind> {
         let (unit, low, high, groups, scales) = match format {
             Format::Q8_0 => (32, 8, 0, 1, Scales::Plain),
             Format::Q4_0 | Format::Iq4Nl => (32, 4, 0, 1, Scales::Plain),
@@ -109,17 +123,17 @@ impl Kind {
     }
 
     /// Bits of a level.
-    pub(super) const fn bits(self) -> usize {
+    pub(crate) const fn bits(self) -> usize {
         self.low + self.high
     }
 
     /// Blocks of 32 in a unit.
-    pub(super) const fn blocks(self) -> usize {
+    pub(crate) const fn blocks(self) -> usize {
         self.unit / BLOCK
     }
 
     /// Bytes before the levels of a unit.
-    pub(super) const fn scale_bytes(self) -> usize {
+    pub(crate) const fn scale_bytes(self) -> usize {
         let groups = self.blocks() * self.groups;
         PANEL
             * match self.scales {
@@ -132,40 +146,40 @@ impl Kind {
     }
 
     /// Bytes of the levels of 32 values.
-    pub(super) const fn level_bytes(self) -> usize {
+    pub(crate) const fn level_bytes(self) -> usize {
         LEVELS * self.bits() / 8
     }
 
     /// Bytes of a unit of a panel.
-    pub(super) const fn unit_bytes(self) -> usize {
+    pub(crate) const fn unit_bytes(self) -> usize {
         self.scale_bytes() + self.blocks() * self.level_bytes()
     }
 
     /// Levels are indices into [`TABLE`].
-    pub(super) const fn is_table(self) -> bool {
+    pub(crate) const fn is_table(self) -> bool {
         matches!(self.format, Format::Iq4Nl)
     }
 
     /// Bits to the right of a level once it is widened: signed ones stand at the left end of a byte.
-    pub(super) const fn below(self) -> usize {
+    pub(crate) const fn below(self) -> usize {
         if self.signed && !self.is_table() { 8 - self.bits() } else { 0 }
     }
 
     /// What left-aligning signed levels takes off the scale.
-    pub(super) const fn shrink(self) -> f32 {
+    pub(crate) const fn shrink(self) -> f32 {
         1.0 / (1 << self.below()) as f32
     }
 }
 
 /// Widens whole units into blocks: the specification of what panels mean.
-pub(super) fn widen(isa: Isa, kind: Kind, units: &[u8], out: &mut [Block]) {
+pub(crate) fn widen(isa: Isa, kind: Kind, units: &[u8], out: &mut [Block]) {
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level comes from a pool, which has checked it against the CPU.
-        Isa::Avx512 => unsafe { super::avx512::widen(kind, units, out, 128) },
+        Isa::Avx512 => unsafe { avx512::widen(kind, units, out, 128) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Amx => unsafe { super::avx512::widen(kind, units, out, 0) },
+        Isa::Amx => unsafe { avx512::widen(kind, units, out, 0) },
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => vector(isa, kind, units, out),
         _ => widen_with(kind, units, out),
@@ -182,7 +196,7 @@ crate::simd::simd_fn! {
 
 /// Loops of constant length over arrays, so that compilers vectorise them.
 #[inline(always)]
-pub(super) fn widen_with(kind: Kind, units: &[u8], out: &mut [Block]) {
+pub(crate) fn widen_with(kind: Kind, units: &[u8], out: &mut [Block]) {
     for (unit, out) in units.chunks_exact(kind.unit_bytes()).zip(out.chunks_exact_mut(kind.blocks())) {
         let (scales, levels) = unit.split_at(kind.scale_bytes());
         for (index, (bytes, out)) in levels.chunks_exact(kind.level_bytes()).zip(out).enumerate() {
@@ -255,7 +269,7 @@ fn plane<const BITS: usize>(bytes: &[u8], put: impl Fn(&mut u8, u8), out: &mut [
 }
 
 /// IQ4_NL's levels with 128 added.
-pub(super) const TABLE: [u8; 16] = {
+pub(crate) const TABLE: [u8; 16] = {
     let mut table = [0; 16];
     let mut i = 0;
     while i < 16 {

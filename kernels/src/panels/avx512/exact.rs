@@ -5,22 +5,19 @@ use std::arch::x86_64::*;
 use super::for_format;
 use super::unpack::{Packed, Source};
 use crate::format::Format;
-use crate::linear::int8::decode::{Column, FEW};
-use crate::linear::int8::panel::{Kind, PANEL};
-use crate::linear::int8::rows::BLOCK;
-use crate::linear::int8::{AHEAD, STREAMS};
+use crate::panels::{AHEAD, BLOCK, Column, FEW, Kind, PANEL, STREAMS};
 
 /// Writes the columns of whole units, `stride` floats apart.
 ///
 /// # Safety
 /// AVX-512 F, BW and VNNI; there is room.
-pub(in crate::linear::int8) unsafe fn columns(kind: Kind, units: &[u8], out: *mut f32, stride: usize) {
+pub(in crate::panels) unsafe fn columns(kind: Kind, units: &[u8], out: *mut f32, stride: usize) {
     // SAFETY: the selected function has the same contract.
     unsafe { for_format!(kind.format, columns_of(units, out, stride)) }
 }
 
 /// Of so many panels, how many are multiplied with `m` rows of activations at once.
-pub(in crate::linear::int8) fn panels(m: usize, panels: usize) -> usize {
+pub(in crate::panels) fn panels(m: usize, panels: usize) -> usize {
     match (m, panels) {
         (..=2, 4..) => 4,
         (3..=4, 2..) => 2,
@@ -32,7 +29,7 @@ pub(in crate::linear::int8) fn panels(m: usize, panels: usize) -> usize {
 ///
 /// # Safety
 /// AVX-512 F, BW and VNNI; each row has as many activations as the units columns; `m` is at most [`FEW`].
-pub(in crate::linear::int8) unsafe fn dots(
+pub(in crate::panels) unsafe fn dots(
     kind: Kind,
     units: [&[u8]; STREAMS],
     m: usize,
@@ -178,7 +175,6 @@ macro_rules! add_step {
 /// # Safety
 /// See [`dots`]; there are `T` rows and `P` places.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-#[expect(clippy::needless_range_loop, reason = "constant trip counts, unrolled into registers")]
 unsafe fn rows<S: Source, const T: usize, const P: usize, const SUMS: usize>(
     units: [&[u8]; STREAMS],
     mut x: *const f32,

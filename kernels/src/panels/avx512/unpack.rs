@@ -7,10 +7,10 @@ use std::arch::x86_64::*;
 use std::cmp::Ordering;
 
 use crate::format::Format;
-use crate::linear::int8::panel::{Block, Kind, PANEL, SUMMED, Scales, TABLE};
+use crate::panels::{Block, Kind, PANEL, SUMMED, Scales, TABLE};
 
 /// Where the levels and scales of a panel come from.
-pub(super) trait Source: Copy {
+pub(crate) trait Source: Copy {
     /// Groups with scales of their own in a block.
     const GROUPS: usize;
     /// Levels have 128 added, and no minimum.
@@ -40,7 +40,7 @@ pub(super) trait Source: Copy {
 
 /// Widened blocks: one or, with two groups, those of a unit.
 #[derive(Clone, Copy)]
-pub(super) struct Wide<const GROUPS: usize, const SIGNED: bool>(*const Block);
+pub(crate) struct Wide<const GROUPS: usize, const SIGNED: bool>(*const Block);
 
 impl<const GROUPS: usize, const SIGNED: bool> Source for Wide<GROUPS, SIGNED> {
     const GROUPS: usize = GROUPS;
@@ -79,7 +79,7 @@ impl<const GROUPS: usize, const SIGNED: bool> Source for Wide<GROUPS, SIGNED> {
 
 /// A unit as it is stored, of the format at place `FORMAT` of [`Format::ALL`].
 #[derive(Clone, Copy)]
-pub(super) struct Packed<const FORMAT: usize> {
+pub(crate) struct Packed<const FORMAT: usize> {
     at: *const u8,
     d: __m512,
     /// Negative where it is multiplied by bytes; zero where levels are signed.

@@ -5,8 +5,7 @@
 
 use std::ops::Range;
 
-use super::panel::{self, Block, Kind, PANEL};
-use super::rows::BLOCK;
+use super::{BLOCK, Block, Kind, PANEL};
 use crate::format::{Layout, Weight};
 use crate::gemm::scratch::with_scratch;
 use crate::isa::Isa;
@@ -173,7 +172,7 @@ fn each_block(kind: Kind, units: &[u8], mut body: impl FnMut(usize, &Block)) {
     let mut blocks = [const { Block::ZERO }; MOST];
     let blocks = &mut blocks[..kind.blocks()];
     for (index, unit) in units.chunks_exact(kind.unit_bytes()).enumerate() {
-        panel::widen_with(kind, unit, blocks);
+        super::widen_with(kind, unit, blocks);
         blocks.iter().enumerate().for_each(|(i, block)| body(index * kind.blocks() + i, block));
     }
 }

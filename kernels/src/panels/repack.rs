@@ -8,8 +8,7 @@ use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::quant::six_bits;
 
-use super::panel::{Kind, LEVELS, PANEL, Scales};
-use super::rows::BLOCK;
+use super::{BLOCK, Kind, LEVELS, PANEL, Scales};
 
 /// Bytes of a weight `[rows, cols]` in panels; `None` if the format stays in its blocks, because it is not whole numbers times a scale.
 ///
@@ -195,7 +194,7 @@ fn high_bits<const AT: usize>(bytes: &[u8], out: &mut Codes) {
     }
 }
 
-/// Packs the bits of levels as the module [`super::panel`] describes.
+/// Packs the bits of levels as the module [`super`] describes.
 #[inline(always)]
 fn fold(kind: Kind, levels: &[u8; LEVELS], out: &mut [u8]) {
     let (low, high) = out.split_at_mut(LEVELS * kind.low / 8);
