@@ -2,10 +2,10 @@
 //!
 //! `cargo bench -p swift-benches --bench linear -- [threads] [instruction set] [words of a case ...]`
 //!
-//! A case is named by its format, shape, way and rows, as it is printed: `Q4_K 4864x896 int8 512`. Only cases that have all the words
-//! given are measured. A figure is the median of its runs. Rates in GFLOP/s count two operations for each weight and row; GB/s are bytes of the weight as stored in its
-//! file, of one row, from copies that together are past the caches. Ceilings measured first: reading memory, fused multiply-adds, and products
-//! of bytes with their sums (`maddubs`, or `vpdpbusd`).
+//! A case is named by its format, shape, way and rows, as it is printed: `Q4_K 4864x896 int8 512`. Only cases that have all the
+//! words given are measured. A figure is the median of its runs. Rates in GFLOP/s count two operations for each weight and row;
+//! GB/s are bytes of the weight as stored in its file, of few rows, from copies that together are past the caches. Ceilings
+//! measured first: reading memory, fused multiply-adds, and products of bytes with their sums (`maddubs`, or `vpdpbusd`).
 
 use std::hint::black_box;
 use std::time::Duration;
