@@ -33,7 +33,7 @@ pub use generation::{GENERATION_CONFIG, Generation};
 pub use gguf::Gguf;
 pub use json::read_json;
 pub use pooling::Pooling;
-pub use safetensors::{NamedBytes, SafetensorsFile, write_safetensors, write_safetensors_with};
+pub use safetensors::{LateTensor, NamedBytes, SafetensorsFile, write_safetensors, write_safetensors_late};
 pub use tensor::{Format, NamedTensor, TensorView};
 
 /// Result of this crate.

@@ -153,11 +153,26 @@ pub struct NamedBytes<'a> {
     pub data: &'a [u8],
 }
 
+/// A tensor of `f32` whose values are made while it is written, so that those of one tensor at a time are in memory.
+pub struct LateTensor<'a> {
+    /// Name.
+    pub name: String,
+    /// Sizes.
+    pub shape: Vec<usize>,
+    /// As many values as the sizes say.
+    pub values: Box<dyn Fn() -> Vec<f32> + 'a>,
+}
+
 /// Hands one of our tensors to the reference implementation.
 struct Stored<'a> {
     dtype: Dtype,
     shape: &'a [usize],
-    data: &'a [u8],
+    data: Data<'a>,
+}
+
+enum Data<'a> {
+    Ready(&'a [u8]),
+    Late(&'a dyn Fn() -> Vec<f32>),
 }
 
 impl View for Stored<'_> {
@@ -170,11 +185,21 @@ impl View for Stored<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(self.data)
+        match self.data {
+            Data::Ready(data) => Cow::Borrowed(data),
+            Data::Late(values) => {
+                let values = values();
+                assert_eq!(4 * values.len(), self.data_len(), "a late tensor has the values that its shape says");
+                Cow::Owned(values.iter().flat_map(|value| value.to_le_bytes()).collect())
+            }
+        }
     }
 
     fn data_len(&self) -> usize {
-        self.data.len()
+        match self.data {
+            Data::Ready(data) => data.len(),
+            Data::Late(_) => 4 * self.shape.iter().product::<usize>(),
+        }
     }
 }
 
@@ -183,22 +208,7 @@ impl View for Stored<'_> {
 /// The order within the file is the reference implementation's (by alignment, then name), so equal content gives
 /// equal bytes as long as `metadata` has at most one entry.
 pub fn write_safetensors(path: &Path, tensors: &[NamedTensor<'_>], metadata: &BTreeMap<String, String>) -> Result<()> {
-    write_safetensors_with(path, tensors, &[], metadata)
-}
-
-/// As [`write_safetensors`], with tensors of bytes beside the others.
-pub fn write_safetensors_with(
-    path: &Path,
-    tensors: &[NamedTensor<'_>],
-    bytes: &[NamedBytes<'_>],
-    metadata: &BTreeMap<String, String>,
-) -> Result<()> {
-    let mut seen = HashSet::new();
-    let mut fresh = |name| match name != "__metadata__" && seen.insert(name) {
-        true => Ok(()),
-        false => Err(FormatError::refused(path, format!("tensor name `{name}` is reserved or appears twice"))),
-    };
-    let mut stored = Vec::with_capacity(tensors.len() + bytes.len());
+    let mut stored = Vec::with_capacity(tensors.len());
     for tensor in tensors {
         let (name, view) = (&tensor.name, &tensor.view);
         let dtype = match view.format {
@@ -210,20 +220,45 @@ pub fn write_safetensors_with(
                 return Err(FormatError::refused(path, reason));
             }
         };
-        fresh(name.as_str())?;
         if view.format.bytes(&view.shape) != Some(view.data.len()) {
             let reason = format!("tensor `{name}` of shape {:?} in {} has {} bytes", view.shape, view.format, view.data.len());
             return Err(FormatError::refused(path, reason));
         }
-        stored.push((name.as_str(), Stored { dtype, shape: &view.shape, data: &view.data }));
+        stored.push((name.as_str(), Stored { dtype, shape: &view.shape, data: Data::Ready(&view.data) }));
     }
+    write(path, stored, metadata)
+}
+
+/// As [`write_safetensors`], with values that are made late, and tensors of bytes beside them.
+///
+/// # Panics
+/// When a tensor makes another number of values than its shape says.
+pub fn write_safetensors_late(
+    path: &Path,
+    tensors: &[LateTensor<'_>],
+    bytes: &[NamedBytes<'_>],
+    metadata: &BTreeMap<String, String>,
+) -> Result<()> {
+    let mut stored: Vec<(&str, Stored<'_>)> = tensors
+        .iter()
+        .map(|t| (t.name.as_str(), Stored { dtype: Dtype::F32, shape: &t.shape, data: Data::Late(&*t.values) }))
+        .collect();
     for &NamedBytes { name, shape, data } in bytes {
-        fresh(name)?;
         if shape.iter().product::<usize>() != data.len() {
             let reason = format!("tensor `{name}` of shape {shape:?} in U8 has {} bytes", data.len());
             return Err(FormatError::refused(path, reason));
         }
-        stored.push((name, Stored { dtype: Dtype::U8, shape, data }));
+        stored.push((name, Stored { dtype: Dtype::U8, shape, data: Data::Ready(data) }));
+    }
+    write(path, stored, metadata)
+}
+
+fn write(path: &Path, stored: Vec<(&str, Stored<'_>)>, metadata: &BTreeMap<String, String>) -> Result<()> {
+    let mut seen = HashSet::new();
+    for &(name, _) in &stored {
+        if name == "__metadata__" || !seen.insert(name) {
+            return Err(FormatError::refused(path, format!("tensor name `{name}` is reserved or appears twice")));
+        }
     }
     let metadata = (!metadata.is_empty())
         .then(|| metadata.iter().map(|(key, value)| (key.clone(), value.clone())).collect::<HashMap<_, _>>());
@@ -267,14 +302,15 @@ mod tests {
     fn bytes_go_beside_floats() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("optimizer.safetensors");
-        let floats = [NamedTensor::from_f32("m.absmax", vec![1], &[0.5])];
+        let floats = [LateTensor { name: "m.absmax".into(), shape: vec![1], values: Box::new(|| vec![0.5]) }];
         let codes = NamedBytes { name: "m", shape: &[2, 2], data: &[1, 2, 3, 255] };
-        write_safetensors_with(&path, &floats, &[codes], &BTreeMap::new()).unwrap();
+        write_safetensors_late(&path, &floats, &[codes], &BTreeMap::new()).unwrap();
         let read = SafetensorsFile::open(&path).unwrap();
         assert_eq!(read.bytes("m").unwrap(), Some((&[2, 2][..], &[1, 2, 3, 255][..])));
         assert!(read.bytes("m.absmax").unwrap().is_none() && read.tensor("m").is_err());
+        assert_eq!(read.tensor("m.absmax").unwrap().to_f32().unwrap(), [0.5]);
         for wrong in [NamedBytes { shape: &[3], ..codes }, NamedBytes { name: "m.absmax", ..codes }] {
-            assert!(write_safetensors_with(&path, &floats, &[wrong], &BTreeMap::new()).is_err());
+            assert!(write_safetensors_late(&path, &floats, &[wrong], &BTreeMap::new()).is_err());
         }
     }
 

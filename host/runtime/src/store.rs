@@ -7,15 +7,14 @@
 mod bytes;
 mod caches;
 mod packed;
+mod tensor;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 
-use swift_kernels::format::{Layout, Weight};
 use swift_kernels::panels;
-use swift_kernels::pool::Pool;
-use swift_kernels::quant;
 
 use crate::buffer::Buffer;
 use crate::{Error, Format, HostTensor, Result};
@@ -26,9 +25,7 @@ pub use caches::Tenant;
 use packed::Packed;
 pub use packed::PackedState;
 pub(crate) use packed::parts;
-
-/// Bytes of a weight that are repacked before their memory is let go.
-const REPACKED_AT_ONCE: usize = 8 << 20;
+pub(crate) use tensor::{Storage, Tensor};
 
 /// What a stored tensor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -78,82 +75,6 @@ impl StoreBytes {
     /// All of them.
     pub fn total(&self) -> usize {
         self.shared + self.owned + self.panels + self.states
-    }
-}
-
-pub(crate) enum Storage {
-    /// Blocks of a format; F32 only if aligned to four bytes. Panels are made when first asked for, once for all that share the bytes.
-    Shared(Format, Bytes, Arc<OnceLock<Buffer>>),
-    /// f32.
-    Owned(Buffer),
-}
-
-pub(crate) struct Tensor {
-    pub(crate) shape: Vec<usize>,
-    pub(crate) storage: Storage,
-}
-
-impl Tensor {
-    fn owned(shape: Vec<usize>, data: &[f32], what: &'static str) -> Result<Tensor> {
-        Ok(Tensor { storage: Storage::Owned(Buffer::of(data, what)?), shape })
-    }
-
-    fn to_floats(&self) -> Vec<f32> {
-        match &self.storage {
-            Storage::Owned(buffer) => buffer.floats().to_vec(),
-            Storage::Shared(format, bytes, _) => {
-                let mut out = vec![0.0; self.shape.iter().product()];
-                quant::dequantize(*format, bytes.as_slice(), &mut out);
-                out
-            }
-        }
-    }
-}
-
-impl Tensor {
-    pub(crate) fn format(&self) -> Format {
-        match &self.storage {
-            Storage::Shared(format, ..) => *format,
-            Storage::Owned(_) => Format::F32,
-        }
-    }
-
-    /// A frozen matrix, or a stack of them with panels for each, repacked on the first call; `None` if it has none.
-    pub(crate) fn panels(&self, pool: &Pool) -> Result<Option<Weight<'_>>> {
-        let Storage::Shared(format, bytes, panels) = &self.storage else { return Ok(None) };
-        let (format, (count, n, cols)) = match *self.shape.as_slice() {
-            [n, cols] => (*format, (1, n, cols)),
-            [count, n, cols] => (*format, (count, n, cols)),
-            _ => return Ok(None),
-        };
-        let Some(len) = panels::repacked_bytes(format, n, cols) else { return Ok(None) };
-        if panels.get().is_none() {
-            let mut buffer = Buffer::zeroed(count * len, "a repacked weight")?;
-            let (data, row) = (bytes.as_slice(), format.row_bytes(cols));
-            // In bands of whole panels, so that a weight is not in memory twice.
-            let band = (REPACKED_AT_ONCE / row.max(1)).next_multiple_of(panels::PANEL);
-            for (matrix, mut out) in buffer.bytes_mut().chunks_exact_mut(len.max(1)).enumerate() {
-                for first in (0..n).step_by(band.max(1)) {
-                    let rows = band.min(n - first);
-                    let start = (matrix * n + first) * row;
-                    let range = start..start + rows * row;
-                    let size = panels::repacked_bytes(format, rows, cols).unwrap_or(0);
-                    let (panels, rest) = out.split_at_mut(size);
-                    panels::repack(pool, &Weight::new(format, rows, cols, &data[range.clone()]), panels);
-                    bytes.release_part(range);
-                    out = rest;
-                }
-            }
-            // Another store may have been faster, with the same result.
-            let _ = panels.set(buffer);
-        }
-        let data = panels.get().map(|buffer| &buffer.as_slice()[..count * len]);
-        Ok(data.map(|data| Weight { format, layout: Layout::Panels, rows: count * n, cols, data }))
-    }
-
-    /// Whether [`Tensor::panels`] has been called with success.
-    pub(crate) fn has_panels(&self) -> bool {
-        matches!(&self.storage, Storage::Shared(_, _, panels) if panels.get().is_some())
     }
 }
 
@@ -338,6 +259,18 @@ impl Store {
         Ok(HostTensor::F32 { shape: tensor.shape.clone(), data: tensor.to_floats() })
     }
 
+    /// Some elements of a weight as floats: whole blocks of its format, say some of its rows.
+    ///
+    /// # Errors
+    /// When it does not exist, or has no such elements.
+    pub fn read_part(&self, name: &str, part: Range<usize>) -> Result<Vec<f32>> {
+        let tensor = self.weight(name)?;
+        tensor.part(part.clone()).ok_or_else(|| {
+            let (block, shape) = (tensor.format().block_len(), &tensor.shape);
+            Error::tensor("weight", name, format!("of shape {shape:?} has no whole blocks of {block} in {part:?}"))
+        })
+    }
+
     /// Makes a state of zeros unless it exists.
     ///
     /// # Errors
@@ -355,6 +288,17 @@ impl Store {
                 self.put_state(name, Tensor { shape: shape.to_vec(), storage });
                 Ok(())
             }
+        }
+    }
+
+    /// Shape and elements of a state of floats, where they lie.
+    ///
+    /// # Errors
+    /// When it does not exist, or is kept in 8 bits ([`Store::packed_state`]).
+    pub fn state(&self, name: &str) -> Result<(&[usize], &[f32])> {
+        match self.states.get(name) {
+            Some(Tensor { shape, storage: Storage::Owned(buffer) }) => Ok((shape, buffer.floats())),
+            _ => Err(Error::missing("state", name)),
         }
     }
 
@@ -525,6 +469,8 @@ fn elements(kind: &'static str, name: &str, shape: &[usize]) -> Result<usize> {
 
 #[cfg(test)]
 mod tests {
+    use swift_kernels::quant;
+
     use super::*;
 
     fn quantized(values: &[f32]) -> Vec<u8> {
@@ -542,6 +488,14 @@ mod tests {
         assert_eq!(store.weight_info("m").unwrap(), (&[2usize, 32][..], Format::Q8_0));
         assert_eq!(store.weight_info("v").unwrap().1, Format::F32);
         assert_eq!(store.read_f32("m").unwrap().floats().unwrap(), store.read_f32("v").unwrap().floats().unwrap());
+        for name in ["m", "v"] {
+            let whole = store.read_f32(name).unwrap();
+            assert_eq!(store.read_part(name, 32..64).unwrap(), whole.floats().unwrap()[32..]);
+        }
+        for wrong in [16..32, 32..96, 40..64] {
+            let error = store.read_part("m", wrong).unwrap_err().to_string();
+            assert!(error.contains("no whole blocks of 32"), "{error}");
+        }
         assert_eq!(store.bytes(), StoreBytes { shared: 68, owned: 256, ..StoreBytes::default() });
         let mut other = Store::new();
         other.share_weight("m", &store).unwrap();

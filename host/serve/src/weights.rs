@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use swift_formats::{
-    Adapter as AdapterFile, AdapterTensor, Checkpoint, Format, NamedTensor, TensorView, write_file, write_safetensors,
+    Adapter as AdapterFile, AdapterTensor, Checkpoint, Format, LateTensor, TensorView, write_file, write_safetensors_late,
 };
 use swift_graph::Bindings;
 use swift_plugin::{ExportEntry, Init, ModelPlan, ParamDecl, Recipe};
@@ -97,24 +97,37 @@ fn view<'a>(checkpoint: &'a Checkpoint, recipe: &Recipe) -> Result<TensorView<'a
     }
 }
 
-/// The checkpoint tensors that make up a parameter: [`view`] backwards.
-fn pieces(recipe: &Recipe, shape: Vec<usize>, data: Vec<f32>) -> Result<Vec<WeightTensor>> {
-    match recipe {
-        Recipe::Whole(name) => Ok(vec![WeightTensor { name: name.clone(), shape, data }]),
-        Recipe::Transposed(name) => {
-            let (shape, data) = transpose(&shape, &data);
-            Ok(vec![WeightTensor { name: name.clone(), shape, data }])
+/// A tensor of the checkpoint in the parameter that was made of it.
+struct Piece {
+    name: String,
+    shape: Vec<usize>,
+    /// Those of the parameter.
+    elements: Range<usize>,
+    /// The parameter has its axes exchanged.
+    turned: bool,
+}
+
+/// The checkpoint tensors that make up a parameter of this shape: [`view`] backwards.
+fn pieces(recipe: &Recipe, shape: &[usize]) -> Result<Vec<Piece>> {
+    let len = shape.iter().product();
+    match (recipe, shape) {
+        (Recipe::Transposed(name), &[rows, cols]) => {
+            Ok(vec![Piece { name: name.clone(), shape: vec![cols, rows], elements: 0..len, turned: true }])
         }
-        Recipe::Stacked(names) => {
-            let size = data.len() / names.len().max(1);
-            let part = |(i, name): (usize, &String)| WeightTensor {
+        (Recipe::Whole(name) | Recipe::Transposed(name), _) => {
+            Ok(vec![Piece { name: name.clone(), shape: shape.to_vec(), elements: 0..len, turned: false }])
+        }
+        (Recipe::Stacked(names), _) => {
+            let size = len / names.len().max(1);
+            let part = |(i, name): (usize, &String)| Piece {
                 name: name.clone(),
                 shape: shape[1..].to_vec(),
-                data: data[i * size..(i + 1) * size].to_vec(),
+                elements: i * size..(i + 1) * size,
+                turned: false,
             };
             Ok(names.iter().enumerate().map(part).collect())
         }
-        Recipe::Rows(..) | Recipe::Columns(..) | Recipe::Joined(_) => Err(unsupported(recipe)),
+        (Recipe::Rows(..) | Recipe::Columns(..) | Recipe::Joined(_), _) => Err(unsupported(recipe)),
     }
 }
 
@@ -330,10 +343,8 @@ impl AdaptedModel {
     /// # Errors
     /// When a parameter cannot be read or the folder not be written.
     pub fn save_full(&self, store: &Store, folder: &Path) -> Result<()> {
-        let tensors: Vec<NamedTensor<'_>> =
-            self.tensors(store)?.into_iter().map(|t| NamedTensor::from_f32(t.name, t.shape, &t.data)).collect();
         let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
-        write_safetensors(&folder.join("model.safetensors"), &tensors, &metadata)?;
+        write_safetensors_late(&folder.join("model.safetensors"), &self.late_tensors(store)?, &[], &metadata)?;
         let mut config = self.config().clone();
         config["dtype"] = "float32".into();
         write_file(&folder.join("config.json"), |out| {
@@ -348,14 +359,25 @@ impl AdaptedModel {
     /// # Errors
     /// When a parameter is not in the store.
     pub fn tensors(&self, store: &Store) -> Result<Vec<WeightTensor>> {
+        let tensors = self.late_tensors(store)?.into_iter();
+        Ok(tensors.map(|LateTensor { name, shape, values }| WeightTensor { name, shape, data: values() }).collect())
+    }
+
+    /// [`AdaptedModel::tensors`], each read when it is asked for.
+    fn late_tensors<'s>(&self, store: &'s Store) -> Result<Vec<LateTensor<'s>>> {
         let mut tensors = Vec::with_capacity(self.plan.params.len());
         for decl in self.plan.params.iter().filter(|d| d.tied_to.is_none()) {
-            let HostTensor::F32 { shape, data } = store.read_f32(&decl.name)? else {
-                return Err(ServeError::Adapter(format!("parameter `{}` is not a float tensor", decl.name)));
-            };
-            match recipe(&self.plan, &decl.name) {
-                Some(recipe) => tensors.extend(pieces(recipe, shape, data)?),
-                None => tensors.push(WeightTensor { name: decl.name.clone(), shape, data }),
+            let (shape, _) = store.weight_info(&decl.name)?;
+            let whole = Recipe::Whole(decl.name.clone());
+            for Piece { name, shape, elements, turned } in pieces(recipe(&self.plan, &decl.name).unwrap_or(&whole), shape)? {
+                let param = decl.name.clone();
+                let sizes = shape.clone();
+                let values = move || {
+                    let data =
+                        store.read_part(&param, elements.clone()).expect("the parameter is in the store, which is borrowed");
+                    if turned { transpose(&[sizes[1], sizes[0]], &data).1 } else { data }
+                };
+                tensors.push(LateTensor { name, shape, values: Box::new(values) });
             }
         }
         Ok(tensors)

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use swift_data::SamplerState;
-use swift_formats::{NamedBytes, NamedTensor, SafetensorsFile, read_json, write_safetensors_with};
-use swift_runtime::{HostTensor, Store};
+use swift_formats::{LateTensor, NamedBytes, SafetensorsFile, read_json, write_safetensors_late};
+use swift_runtime::Store;
 use swift_serve::AdaptedModel;
 
 use crate::record::write_json;
@@ -66,12 +66,14 @@ pub(crate) fn save(
         for name in slots {
             if let Some(state) = store.packed_state(name) {
                 codes.push(NamedBytes { name, shape: state.shape, data: state.codes });
-                tensors.push(NamedTensor::from_f32(scales(name), vec![state.absmax.len()], state.absmax));
-            } else if let HostTensor::F32 { shape, data } = store.read_state(name)? {
-                tensors.push(NamedTensor::from_f32(name.clone(), shape, &data));
+                let (shape, values) = (vec![state.absmax.len()], Box::new(|| state.absmax.to_vec()));
+                tensors.push(LateTensor { name: scales(name), shape, values });
+            } else {
+                let (shape, values) = store.state(name)?;
+                tensors.push(LateTensor { name: name.clone(), shape: shape.to_vec(), values: Box::new(|| values.to_vec()) });
             }
         }
-        write_safetensors_with(&part.join(OPTIMIZER_FILE), &tensors, &codes, &BTreeMap::new())?;
+        write_safetensors_late(&part.join(OPTIMIZER_FILE), &tensors, &codes, &BTreeMap::new())?;
         write_json(&part.join(STATE_FILE), &serde_json::to_value(state).unwrap_or_default())?;
     }
     if folder.exists() {
