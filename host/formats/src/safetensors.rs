@@ -159,23 +159,23 @@ pub struct LateTensor<'a> {
     pub name: String,
     /// Sizes.
     pub shape: Vec<usize>,
-    /// As many values as the sizes say.
-    pub values: Box<dyn Fn() -> Vec<f32> + 'a>,
+    /// As many values as the sizes say, made or where they lie.
+    pub values: Box<dyn Fn() -> Cow<'a, [f32]> + 'a>,
 }
 
 /// Hands one of our tensors to the reference implementation.
-struct Stored<'a> {
+struct Stored<'a, 't> {
     dtype: Dtype,
     shape: &'a [usize],
-    data: Data<'a>,
+    data: Data<'a, 't>,
 }
 
-enum Data<'a> {
+enum Data<'a, 't> {
     Ready(&'a [u8]),
-    Late(&'a dyn Fn() -> Vec<f32>),
+    Late(&'a (dyn Fn() -> Cow<'t, [f32]> + 't)),
 }
 
-impl View for Stored<'_> {
+impl View for Stored<'_, '_> {
     fn dtype(&self) -> Dtype {
         self.dtype
     }
@@ -239,7 +239,7 @@ pub fn write_safetensors_late(
     bytes: &[NamedBytes<'_>],
     metadata: &BTreeMap<String, String>,
 ) -> Result<()> {
-    let mut stored: Vec<(&str, Stored<'_>)> = tensors
+    let mut stored: Vec<(&str, Stored<'_, '_>)> = tensors
         .iter()
         .map(|t| (t.name.as_str(), Stored { dtype: Dtype::F32, shape: &t.shape, data: Data::Late(&*t.values) }))
         .collect();
@@ -253,7 +253,7 @@ pub fn write_safetensors_late(
     write(path, stored, metadata)
 }
 
-fn write(path: &Path, stored: Vec<(&str, Stored<'_>)>, metadata: &BTreeMap<String, String>) -> Result<()> {
+fn write(path: &Path, stored: Vec<(&str, Stored<'_, '_>)>, metadata: &BTreeMap<String, String>) -> Result<()> {
     let mut seen = HashSet::new();
     for &(name, _) in &stored {
         if name == "__metadata__" || !seen.insert(name) {
@@ -302,7 +302,7 @@ mod tests {
     fn bytes_go_beside_floats() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("optimizer.safetensors");
-        let floats = [LateTensor { name: "m.absmax".into(), shape: vec![1], values: Box::new(|| vec![0.5]) }];
+        let floats = [LateTensor { name: "m.absmax".into(), shape: vec![1], values: Box::new(|| vec![0.5].into()) }];
         let codes = NamedBytes { name: "m", shape: &[2, 2], data: &[1, 2, 3, 255] };
         write_safetensors_late(&path, &floats, &[codes], &BTreeMap::new()).unwrap();
         let read = SafetensorsFile::open(&path).unwrap();

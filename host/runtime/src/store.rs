@@ -9,6 +9,7 @@ mod caches;
 mod packed;
 mod tensor;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -259,11 +260,11 @@ impl Store {
         Ok(HostTensor::F32 { shape: tensor.shape.clone(), data: tensor.to_floats() })
     }
 
-    /// Some elements of a weight as floats: whole blocks of its format, say some of its rows.
+    /// Some elements of a weight as floats, where they lie if it is f32: whole blocks of its format, say some of its rows.
     ///
     /// # Errors
     /// When it does not exist, or has no such elements.
-    pub fn read_part(&self, name: &str, part: Range<usize>) -> Result<Vec<f32>> {
+    pub fn read_part(&self, name: &str, part: Range<usize>) -> Result<Cow<'_, [f32]>> {
         let tensor = self.weight(name)?;
         tensor.part(part.clone()).ok_or_else(|| {
             let (block, shape) = (tensor.format().block_len(), &tensor.shape);
@@ -490,7 +491,7 @@ mod tests {
         assert_eq!(store.read_f32("m").unwrap().floats().unwrap(), store.read_f32("v").unwrap().floats().unwrap());
         for name in ["m", "v"] {
             let whole = store.read_f32(name).unwrap();
-            assert_eq!(store.read_part(name, 32..64).unwrap(), whole.floats().unwrap()[32..]);
+            assert_eq!(*store.read_part(name, 32..64).unwrap(), whole.floats().unwrap()[32..]);
         }
         for wrong in [16..32, 32..96, 40..64] {
             let error = store.read_part("m", wrong).unwrap_err().to_string();

@@ -360,7 +360,7 @@ impl AdaptedModel {
     /// When a parameter is not in the store.
     pub fn tensors(&self, store: &Store) -> Result<Vec<WeightTensor>> {
         let tensors = self.late_tensors(store)?.into_iter();
-        Ok(tensors.map(|LateTensor { name, shape, values }| WeightTensor { name, shape, data: values() }).collect())
+        Ok(tensors.map(|LateTensor { name, shape, values }| WeightTensor { name, shape, data: values().into_owned() }).collect())
     }
 
     /// [`AdaptedModel::tensors`], each read when it is asked for.
@@ -375,7 +375,7 @@ impl AdaptedModel {
                 let values = move || {
                     let data =
                         store.read_part(&param, elements.clone()).expect("the parameter is in the store, which is borrowed");
-                    if turned { transpose(&[sizes[1], sizes[0]], &data).1 } else { data }
+                    if turned { transpose(&[sizes[1], sizes[0]], &data).1.into() } else { data }
                 };
                 tensors.push(LateTensor { name, shape, values: Box::new(values) });
             }

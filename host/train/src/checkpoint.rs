@@ -66,11 +66,11 @@ pub(crate) fn save(
         for name in slots {
             if let Some(state) = store.packed_state(name) {
                 codes.push(NamedBytes { name, shape: state.shape, data: state.codes });
-                let (shape, values) = (vec![state.absmax.len()], Box::new(|| state.absmax.to_vec()));
+                let (shape, values) = (vec![state.absmax.len()], Box::new(|| state.absmax.into()));
                 tensors.push(LateTensor { name: scales(name), shape, values });
             } else {
                 let (shape, values) = store.state(name)?;
-                tensors.push(LateTensor { name: name.clone(), shape: shape.to_vec(), values: Box::new(|| values.to_vec()) });
+                tensors.push(LateTensor { name: name.clone(), shape: shape.to_vec(), values: Box::new(|| values.into()) });
             }
         }
         write_safetensors_late(&part.join(OPTIMIZER_FILE), &tensors, &codes, &BTreeMap::new())?;

@@ -1,5 +1,6 @@
 //! A tensor of the store: in the format of its file, in panels beside that, or as floats of its own.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
@@ -45,18 +46,18 @@ impl Tensor {
 
 impl Tensor {
     /// Some elements, whole blocks of the format; `None` if there are no such.
-    pub(super) fn part(&self, part: Range<usize>) -> Option<Vec<f32>> {
+    pub(super) fn part(&self, part: Range<usize>) -> Option<Cow<'_, [f32]>> {
         let (block, len) = (self.format().block_len(), self.shape.iter().product::<usize>());
         if part.start > part.end || part.end > len || !part.start.is_multiple_of(block) || !part.end.is_multiple_of(block) {
             return None;
         }
         Some(match &self.storage {
-            Storage::Owned(buffer) => buffer.floats()[part].to_vec(),
+            Storage::Owned(buffer) => Cow::Borrowed(&buffer.floats()[part]),
             Storage::Shared(format, bytes, _) => {
                 let mut out = vec![0.0; part.len()];
                 let bytes = &bytes.as_slice()[format.row_bytes(part.start)..format.row_bytes(part.end)];
                 quant::dequantize(*format, bytes, &mut out);
-                out
+                out.into()
             }
         })
     }
