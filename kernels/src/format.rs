@@ -178,7 +178,7 @@ pub struct Weight<'a> {
     pub rows: usize,
     /// Input features.
     pub cols: usize,
-    /// Exactly `rows * format.row_bytes(cols)` bytes, or [`repacked_bytes`] of the shape.
+    /// Exactly `rows * format.row_bytes(cols)` bytes, or [`repacked_bytes`] of the shape; of a stack of matrices, those of each.
     pub data: &'a [u8],
 }
 
@@ -227,10 +227,13 @@ impl<'a> Weight<'a> {
         Weight { rows: rows.len(), data, ..*self }
     }
 
-    /// Encoded bytes of row `row` of a weight that lies in rows.
+    /// Encoded bytes of row `row`.
+    ///
+    /// # Panics
+    /// When there is no such row, or the weight lies in panels.
     #[track_caller]
     pub fn row(&self, row: usize) -> &'a [u8] {
-        debug_assert_eq!(self.layout, Layout::Rows, "a row of a panel is not contiguous");
+        assert_eq!(self.layout, Layout::Rows, "a row of a panel is not contiguous");
         let bytes = self.row_bytes();
         &self.data[row * bytes..][..bytes]
     }

@@ -11,7 +11,7 @@ pub enum Isa {
     /// NEON, which every 64-bit ARM processor has.
     #[cfg(target_arch = "aarch64")]
     Neon,
-    /// AVX2 with FMA and F16C.
+    /// AVX2 with FMA and F16C, and the instructions for bits that came with it (BMI, LZCNT, POPCNT).
     Avx2,
     /// AVX-512 F, BW, DQ, VL and VNNI (and everything of [`Isa::Avx2`]).
     Avx512,

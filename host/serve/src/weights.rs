@@ -117,6 +117,10 @@ fn pieces(recipe: &Recipe, shape: &[usize]) -> Result<Vec<Piece>> {
         (Recipe::Whole(name) | Recipe::Transposed(name), _) => {
             Ok(vec![Piece { name: name.clone(), shape: shape.to_vec(), elements: 0..len, turned: false }])
         }
+        (Recipe::Stacked(names), _) if shape.first() != Some(&names.len()) => {
+            let message = format!("the model plugin stacks {} tensors into a parameter of shape {shape:?}", names.len());
+            Err(ServeError::Request(message))
+        }
         (Recipe::Stacked(names), _) => {
             let size = len / names.len().max(1);
             let part = |(i, name): (usize, &String)| Piece {
@@ -411,5 +415,28 @@ impl AdaptedModel {
             store.insert_f32(&name, view.shape.clone(), floats(&view))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_lie_where_the_recipe_put_them() {
+        let names = vec!["a".to_string(), "b".to_string()];
+        let stacked = pieces(&Recipe::Stacked(names.clone()), &[2, 3, 4]).unwrap();
+        assert_eq!(
+            stacked.iter().map(|p| (p.name.as_str(), p.elements.clone())).collect::<Vec<_>>(),
+            [("a", 0..12), ("b", 12..24)]
+        );
+        assert!(stacked.iter().all(|p| p.shape == [3, 4] && !p.turned));
+        let turned = pieces(&Recipe::Transposed("a".into()), &[2, 3]).unwrap();
+        assert!(turned[0].turned && turned[0].shape == [3, 2] && turned[0].elements == (0..6));
+        // A plugin may say anything.
+        for shape in [&[3, 4][..], &[]] {
+            let error = pieces(&Recipe::Stacked(names.clone()), shape).err().expect("refused").to_string();
+            assert!(error.contains("stacks 2 tensors"), "{error}");
+        }
     }
 }

@@ -79,7 +79,7 @@ pub fn linear_fused(pool: &Pool, m: usize, x: &[f32], w: &Weight<'_>, layer: &La
         return;
     }
     let a = MatRef::new(x, w.cols);
-    if m <= STREAMED && streams(w) {
+    if m <= STREAMED && is_streamed(w) {
         return stream(pool, sizes, x, w, y, layer);
     }
     let beta = match addend {
@@ -161,7 +161,7 @@ fn row_dots(isa: Isa) -> RowDots {
 
 /// Whether few rows of activations are multiplied with the weight as it is decoded. Blocks that have panels are not streamed in rows:
 /// whoever multiplies with them often has repacked them.
-fn streams(w: &Weight<'_>) -> bool {
+fn is_streamed(w: &Weight<'_>) -> bool {
     w.layout == Layout::Panels || matches!(w.format, Format::F32 | Format::F16 | Format::BF16 | Format::Nf4)
 }
 

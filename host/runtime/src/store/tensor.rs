@@ -33,18 +33,9 @@ impl Tensor {
     }
 
     pub(super) fn to_floats(&self) -> Vec<f32> {
-        match &self.storage {
-            Storage::Owned(buffer) => buffer.floats().to_vec(),
-            Storage::Shared(format, bytes, _) => {
-                let mut out = vec![0.0; self.shape.iter().product()];
-                quant::dequantize(*format, bytes.as_slice(), &mut out);
-                out
-            }
-        }
+        self.part(0..self.shape.iter().product()).expect("rows are whole blocks").into_owned()
     }
-}
 
-impl Tensor {
     /// Some elements, whole blocks of the format; `None` if there are no such.
     pub(super) fn part(&self, part: Range<usize>) -> Option<Cow<'_, [f32]>> {
         let (block, len) = (self.format().block_len(), self.shape.iter().product::<usize>());

@@ -185,8 +185,8 @@ pub fn grouped_linear(pool: &Pool, groups: &Groups<'_>, x: &[f32], w: &Weight<'_
     });
 }
 
-/// [`grouped_linear`] in whole numbers: `w` holds the panels of each expert's matrix, one after the other, as [`crate::panels::repack`] writes
-/// them. `rounded` is memory for [`quantized_words`] of a row of each pair.
+/// [`grouped_linear`] in whole numbers: `w` holds the panels of each expert's matrix, one after the other, as
+/// [`crate::panels::repack`] writes them. `rounded` is memory for [`quantized_words`] of a row of each pair.
 ///
 /// # Panics
 /// When a length does not match, or the format cannot be repacked.
